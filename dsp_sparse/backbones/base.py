@@ -1,0 +1,59 @@
+"""The feature interface: a network that can be cut at its tap and decoded several times."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..ragged import Ragged
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """What reallocation needs to know of the tap.
+
+    Args:
+        channels: features per tap point, K.
+        stride: spacing of the tap points in input grid cells (1, 2, 4, …).
+        out_channels: logits per input point, the number of classes.
+    """
+
+    channels: int
+    stride: int
+    out_channels: int
+
+
+class TapBackbone(nn.Module, ABC):
+    """A segmentation network `f = f_dec ∘ f_enc`, cut at its tap (after the first upsampling stage by default).
+
+    `decode` is re-entrant and leaves `state` untouched, so that the plain and the reallocated features of one
+    encoding share one state. Rows never leak between the samples of a batch.
+    """
+
+    tap: TapInfo
+
+    @abstractmethod
+    def geometry(self, batch: Ragged) -> Any:
+        """Everything that depends on coordinates alone (neighbourhoods, kernel maps); no gradient, no parameter."""
+
+    @abstractmethod
+    def encode(self, batch: Ragged, geometry: Any = None) -> tuple[Ragged, Any]:
+        """Run `f_enc`.
+
+        Args:
+            batch: N points with `in_channels` features.
+            geometry: result of `geometry(batch)`; computed here when omitted.
+
+        Returns:
+            The tap: M points with `tap.channels` features and their coordinates; and the state `decode` needs.
+        """
+
+    @abstractmethod
+    def decode(self, features: Tensor, state: Any) -> Tensor:
+        """Run `f_dec` on `[M, tap.channels]` features at the tap: `[N, tap.out_channels]` logits in input order."""
+
+    def forward(self, batch: Ragged, geometry: Any = None) -> Tensor:
+        """`[N, tap.out_channels]` logits, one row an input point, in input order."""
+        tap, state = self.encode(batch, geometry)
+        return self.decode(tap.feat, state)

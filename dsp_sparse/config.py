@@ -1,0 +1,147 @@
+"""Typed settings of a training run. YAML files and command-line flags fill the same frozen dataclasses."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .backbones.kpfcnn import KPFCNNConfig
+from .backbones.minkunet import MinkUNetConfig
+
+Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Args:
+        store: folder of the scene store that `dsp-sparse prepare` wrote.
+        train_groups: scene groups to train on (S3DIS: areas; ScanNet: the split file's name; PLY: the YAML's groups).
+        test_groups: scene groups to evaluate on.
+        label_rate: share of the points of each cloud and class that carry a label, in (0, 1]; 1 is full supervision.
+        label_seed: seed of the draw of weak labels; runs with the same rate and seed see the same labels.
+        radius: radius of the balls that are the network's samples, in metres.
+        max_points: most points a sample; the points nearest to the centre are kept. None: no limit.
+        batch_size: samples a step; even, because the csfr and joint stages take them as pairs.
+        workers: processes that cut balls beside the training process.
+    """
+
+    store: str
+    train_groups: list[str]
+    test_groups: list[str]
+    label_rate: float = 0.1
+    label_seed: int = 0
+    radius: float = 2.0
+    max_points: int | None = None
+    batch_size: int = 6
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation of a sample, KPConv's S3DIS recipe.
+
+    Args:
+        rotate: rotate about the vertical axis by a uniformly random angle.
+        scale_min: smallest factor of the anisotropic scaling.
+        scale_max: largest factor of the anisotropic scaling.
+        mirror: mirror along x with probability one half.
+        jitter: standard deviation of the normal noise added to coordinates, in metres.
+        feature_drop: probability that all measured features (colours) of a sample are set to zero.
+    """
+
+    rotate: bool = True
+    scale_min: float = 0.9
+    scale_max: float = 1.1
+    mirror: bool = True
+    jitter: float = 0.001
+    feature_drop: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights and switches of the objectives (paper Eq. 11 and 12, ablations of Table 2).
+
+    Args:
+        lambda_cr: weight of the cross consistency loss (Eq. 5).
+        lambda_sr: weight of the self consistency loss (Eq. 9).
+        consistency_reduction: "mean" over points, or the paper's "sum" (the squared Frobenius norm).
+        seg_c: segmentation loss on the cross branch too (Table 2a; not part of the method).
+        seg_s: segmentation loss on the intra branch too (Eq. 10; Table 2b leaves it out).
+    """
+
+    lambda_cr: float = 1.0
+    lambda_sr: float = 1.0
+    consistency_reduction: Literal["mean", "sum"] = "mean"
+    seg_c: bool = False
+    seg_s: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisation of one stage; every stage starts a new optimiser and schedule.
+
+    Args:
+        epochs: epochs a stage.
+        steps_per_epoch: optimiser steps an epoch.
+        lr: learning rate at the start of a stage.
+        lr_decay: learning rate at the end of a stage as a share of `lr`, reached exponentially, epoch by epoch.
+        momentum: momentum of SGD.
+        weight_decay: L2 penalty.
+        clip_value: gradients are clipped to ±clip_value, element by element.
+        checkpoint_every: epochs between checkpoints.
+    """
+
+    epochs: int = 600
+    steps_per_epoch: int = 500
+    lr: float = 0.01
+    lr_decay: float = 1e-4
+    momentum: float = 0.98
+    weight_decay: float = 1e-3
+    clip_value: float = 100.0
+    checkpoint_every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation by voting over balls.
+
+    Args:
+        votes: balls are drawn until every point was seen at least this often; probabilities are averaged.
+        batch_size: balls a forward pass.
+    """
+
+    votes: int = 3
+    batch_size: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        data: what is trained on.
+        out: run folder.
+        backbone: which backbone is trained.
+        method: losses and stages; `csfr-isfr` is dense supervision propagation, the others are its ablations.
+        seed: seed of initial weights, sampling and augmentation.
+        device: torch device; auto takes the GPU when there is one.
+        kpfcnn: settings of the KPFCNN backbone, used when `backbone` is kpfcnn.
+        minkunet: settings of the MinkUNet backbone, used when `backbone` is minkunet.
+        augment: augmentation.
+        loss: weights and switches of the losses.
+        optim: optimisation.
+        eval: evaluation at the end of the run.
+    """
+
+    data: DataConfig
+    out: str
+    backbone: Literal["kpfcnn", "minkunet"] = "kpfcnn"
+    method: Method = "csfr-isfr"
+    seed: int = 0
+    device: str = "auto"
+    kpfcnn: KPFCNNConfig = field(default_factory=KPFCNNConfig)
+    minkunet: MinkUNetConfig = field(default_factory=MinkUNetConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
