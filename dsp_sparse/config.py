@@ -120,7 +120,6 @@ class TrainConfig:
 
     Args:
         data: what is trained on.
-        out: run folder.
         backbone: which backbone is trained.
         method: losses and stages; `csfr-isfr` is dense supervision propagation, the others are its ablations.
         seed: seed of initial weights, sampling and augmentation.
@@ -134,7 +133,6 @@ class TrainConfig:
     """
 
     data: DataConfig
-    out: str
     backbone: Literal["kpfcnn", "minkunet"] = "kpfcnn"
     method: Method = "csfr-isfr"
     seed: int = 0
