@@ -5,7 +5,9 @@ from typing import Literal
 
 from .backbones.kpfcnn import KPFCNNConfig
 from .backbones.minkunet import MinkUNetConfig
+from .errors import UserError
 
+Backbone = Literal["kpfcnn", "minkunet"]
 Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
 
 
@@ -133,7 +135,7 @@ class TrainConfig:
     """
 
     data: DataConfig
-    backbone: Literal["kpfcnn", "minkunet"] = "kpfcnn"
+    backbone: Backbone = "kpfcnn"
     method: Method = "csfr-isfr"
     seed: int = 0
     device: str = "auto"
@@ -143,3 +145,31 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A comparison: every combination of the listed backbones, methods, label rates and seeds is one run.
+
+    Args:
+        train: what all runs share; backbone, method, label rate and seed come from the lists below.
+        backbones: backbones to compare.
+        methods: methods to compare; differences are reported against `baseline` where it is listed.
+        label_rates: shares of labelled points.
+        seeds: one run each; runs with the same seed and rate see the same weak labels and are compared in pairs.
+        equal_updates: train methods of one stage for more epochs, so that every run takes as many optimiser steps
+            as the method with most stages; false is the paper's protocol (the same epochs a stage).
+    """
+
+    train: TrainConfig
+    backbones: list[Backbone]
+    methods: list[Method]
+    label_rates: list[float]
+    seeds: list[int]
+    equal_updates: bool = True
+
+    def __post_init__(self):
+        for name in ("backbones", "methods", "label_rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{name} must list at least one value and none twice, got {values}")

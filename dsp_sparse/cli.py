@@ -1,0 +1,183 @@
+"""The program `dsp-sparse`: one function a subcommand; its signature and docstring are the command line."""
+
+import inspect
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from .config import CompareConfig, TrainConfig
+from .errors import UserError
+
+
+def rooms(out: str, rooms: int = 8, points: int = 100_000, seed: int = 0) -> None:
+    """Generate furnished rooms with the 13 S3DIS classes, written in the S3DIS layout.
+
+    Args:
+        out: folder to write; finished rooms in it are kept.
+        rooms: number of rooms, spread over areas.
+        points: points a room.
+        seed: seed of the generator.
+    """
+    from .data.rooms import generate_rooms
+
+    generate_rooms(out, rooms, points, seed)
+
+
+def prepare(
+    dataset: Literal["s3dis", "scannet", "ply"],
+    source: str,
+    store: str,
+    grid: float = 0.04,
+    workers: int = 1,
+    config: str | None = None,
+) -> None:
+    """Turn raw clouds into a scene store: grid-subsampled, memory-mapped, with the way back to every original point.
+
+    Args:
+        dataset: layout of the raw data.
+        source: folder of the raw data.
+        store: folder to write; finished scenes in it are kept.
+        grid: cell size of the grid subsampling, in metres.
+        workers: scenes prepared at the same time.
+        config: YAML that describes the files (ply only): fields, classes, features, groups.
+    """
+    from . import data
+
+    data.prepare(data.open_dataset(dataset, source, config), store, grid, workers)
+
+
+def label(store: str, rate: float = 0.1, seed: int = 0) -> None:
+    """Draw the weak labels of a store and print how many points of each class carry one.
+
+    Args:
+        store: scene store.
+        rate: share of the points of each cloud and class, in (0, 1]; at least one point a class and cloud.
+        seed: seed of the draw; drawn once, stored beside the scenes, shared by every run with this rate and seed.
+    """
+    from .data import SceneStore, label_statistics, weak_labels
+
+    opened = SceneStore.open(store)
+    print(label_statistics(opened, weak_labels(opened, rate, seed)))
+
+
+def evaluate(
+    run: str,
+    store: str | None = None,
+    groups: list[str] | None = None,
+    branch: Literal["basic", "cross", "intra"] = "basic",
+) -> None:
+    """Evaluate a trained run on every original point of its test scenes and print the scores.
+
+    Args:
+        run: run folder.
+        store: scene store; the run's own by default.
+        groups: scene groups to evaluate; the run's test groups by default.
+        branch: basic is the backbone alone; cross and intra decode reallocated features (paper Table 3).
+    """
+    from .experiments.evaluation import evaluate_run, score_table
+
+    print(score_table(evaluate_run(run, store, groups, branch)))
+
+
+def predict(run: str, cloud: str, out: str) -> None:
+    """Label every point of one cloud and write it as a PLY file.
+
+    Args:
+        run: run folder, or the model.pt of one.
+        cloud: PLY file with the fields the model was trained on.
+        out: PLY file to write: the points, their colours where there are any, `label` and `confidence`.
+    """
+    from .experiments.prediction import predict_file
+
+    predict_file(run, cloud, out)
+
+
+def doctor() -> int:
+    """Say what is installed, which kernels, devices and engines work here, and why the others do not."""
+    from .doctor import diagnose
+
+    return diagnose()
+
+
+def train(config: TrainConfig, out: str) -> None:
+    """Train one network and evaluate it; an interrupted run resumes where it stopped."""
+    from .experiments.evaluation import score_table
+    from .training.loop import train
+
+    print(score_table(train(config, out)))
+
+
+def compare(config: CompareConfig, out: str) -> int:
+    """Train and evaluate a matrix {backbone x method x label rate x seed}; write table.md, results.json, figure.png."""
+    from .experiments.compare import compare
+
+    report = compare(config, out)
+    print((Path(out) / "table.md").read_text())
+    return int(any("error" in run for run in report["runs"]))
+
+
+def fail(program: str, message: object) -> int:
+    """Print a one-line error and return 2, the exit code of bad input."""
+    print(f"{program}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+def plain_parser(function: Callable) -> ArgumentParser:
+    """A subcommand whose arguments are those of its function; the ones without a default are positional."""
+    parser = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).partition("\n")[0])
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
+    return parser
+
+
+def settings_parser(function: Callable, settings: type) -> ArgumentParser:
+    """A subcommand that reads a settings file; every setting is a flag, too."""
+    usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
+    parser = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function), usage=usage)
+    parser.add_argument("--config", action=ActionConfigFile, help="settings file (or the first argument)")
+    parser.add_argument("--out", type=str, required=True, help="folder to write; `out:` in the settings file")
+    parser.add_class_arguments(settings, as_group=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
+    plain = {f.__name__: f for f in (rooms, prepare, label, evaluate, predict, doctor)}
+    with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
+    parser = ArgumentParser(
+        exit_on_error=False, prog="dsp-sparse", description="Segment 3D point clouds with few labels."
+    )
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    parsers = {name: plain_parser(function) for name, function in plain.items()}
+    parsers |= {name: settings_parser(*pair) for name, pair in with_settings.items()}
+    for name, sub in parsers.items():
+        commands.add_subcommand(name, sub, help=sub.description.partition("\n")[0])
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if len(argv) > 1 and argv[0] in with_settings and not argv[1].startswith("-"):
+        argv.insert(1, "--config")
+    place = f" (settings file: {argv[2]})" if "--config" in argv[1:2] else ""
+    name = argv[0] if argv and argv[0] in parsers else ""
+    program = f"dsp-sparse {name}".strip()
+    try:
+        parsed = parser.parse_args(argv)
+        arguments = parsed[parsed.command]
+        if name in plain:
+            code = plain[name](**vars(arguments))
+        else:
+            function, settings = with_settings[name]
+            values = vars(parsers[name].instantiate(arguments))
+            out = values.pop("out")
+            values.pop("config")
+            code = function(settings(**values), out)
+    except ArgumentError as error:
+        code = fail(program, f"{error}{place}")
+    except UserError as error:
+        code = fail(program, error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)

@@ -1,0 +1,41 @@
+"""Figures of an experiment. Matplotlib is the extra `report`; without it figures are left out, with a word."""
+
+import warnings
+from pathlib import Path
+
+from ..files import atomic_path
+from .table import group_runs
+
+
+def plot_comparison(runs: list[dict], path: Path) -> None:
+    """Draw the mIoU of every run as a dot and of every group as a bar, one panel a label rate."""
+    try:
+        from matplotlib.figure import Figure  # no pyplot: no display, no global state
+    except ImportError:
+        warnings.warn("no figure: matplotlib is missing (pip install 'dsp-sparse[report]')", stacklevel=2)
+        return
+    groups = group_runs([r for r in runs if "results" in r])
+    rates = sorted({rate for rate, _, _ in groups})
+    if not rates:
+        return
+    methods = list(dict.fromkeys(method for _, _, method in groups))
+    figure = Figure(figsize=(1.5 + 3.5 * len(rates), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
+    for panel, rate in zip(panels, rates, strict=True):
+        backbones = list(dict.fromkeys(b for r, b, _ in groups if r == rate))
+        for i, method in enumerate(methods):
+            for j, backbone in enumerate(backbones):
+                scores = [100 * r["results"]["miou"] for r in groups.get((rate, backbone, method), [])]
+                if not scores:
+                    continue
+                x = j + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
+                label = method if j == 0 else None
+                panel.bar(x, sum(scores) / len(scores), 0.75 / len(methods), color=f"C{i}", alpha=0.6, label=label)
+                panel.plot([x] * len(scores), scores, "k.", markersize=4)
+        panel.set_xticks(range(len(backbones)), backbones)
+        panel.set_title(f"{100 * rate:g} % of the points labelled")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mIoU (%)")
+    panels[0].legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
