@@ -1,0 +1,32 @@
+"""Augmentation of a sample, KPConv's recipe for indoor scenes."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..config import AugmentConfig
+from .batch import Sample
+
+
+def augment(sample: Sample, config: AugmentConfig, generator: np.random.Generator) -> Sample:
+    """Rotate, scale, mirror and jitter a sample's coordinates, and drop its measured features, as `config` says.
+
+    No point is added, removed or moved to another row. The height channel follows the vertical scale, so that it
+    stays the height in the scene that the network is shown.
+    """
+    angle = generator.uniform(0, 2 * np.pi) if config.rotate else 0.0
+    scale = generator.uniform(config.scale_min, config.scale_max, 3)
+    mirror = config.mirror and generator.random() < 0.5
+    noise = generator.normal(0, config.jitter, sample.coord.shape)
+    drop = generator.random() < config.feature_drop
+
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    coord = sample.coord @ rotation.T * scale
+    if mirror:
+        coord[:, 0] *= -1
+    feat = sample.feat.copy()
+    feat[:, -1] *= scale[2]
+    if drop:
+        feat[:, 1:-1] = 0
+    return replace(sample, coord=(coord + noise).astype(np.float32), feat=feat)

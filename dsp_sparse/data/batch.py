@@ -1,0 +1,80 @@
+"""What a training step receives: samples cut from scenes, packed into one ragged batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ragged import Ragged
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One ball of a scene, as arrays.
+
+    Args:
+        feat: `[n, C]` float32, see `network_features`.
+        coord: `[n, 3]` float32, metres from the centre of the ball.
+        labels: `[n]` int64, -1 where unlabelled.
+        rows: `[n]` int64, the row each point has in its scene.
+        scene: index of the scene in its store.
+    """
+
+    feat: np.ndarray
+    coord: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    scene: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples, N points in all.
+
+    Args:
+        input: what the network sees; see `network_features` for its channels.
+        labels: `[N]` int64 class ids, -1 on unlabelled points.
+        rows: `[N]` int64, the row each point has in its scene.
+        scenes: B indices of scenes in their store.
+        partner: `[B]` int64, the sample each sample is paired with; None in a batch of independent samples.
+    """
+
+    input: Ragged
+    labels: Tensor
+    rows: Tensor
+    scenes: list[int]
+    partner: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name in ("input", "labels", "rows", "partner")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+def network_features(features: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """The input channels of a network: `[1, measured features, height above the lowest point of the scene (m)]`.
+
+    Args:
+        features: `[n, F]` measured features in [0, 1].
+        height: `[n]` metres above the lowest point of the scene; with a scene's own points, their z.
+
+    Returns:
+        `[n, F + 2]` float32.
+    """
+    return np.column_stack([np.ones(len(height)), features, height]).astype(np.float32)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pack samples, at least one, into a batch without partners."""
+    return Batch(
+        input=Ragged.pack([(torch.from_numpy(s.feat), torch.from_numpy(s.coord)) for s in samples]),
+        labels=torch.from_numpy(np.concatenate([s.labels for s in samples])),
+        rows=torch.from_numpy(np.concatenate([s.rows for s in samples])),
+        scenes=[s.scene for s in samples],
+    )
