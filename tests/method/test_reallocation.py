@@ -85,7 +85,7 @@ def test_gradcheck(kind, partner):
 
 
 def test_a_sample_gathers_only_from_its_partner():
-    """No row leaks to another pair: changing samples 2 and 3 leaves the pair (0, 1) bit-identical, and its gradients."""
+    """No row leaks to another pair: other samples change neither the output nor the gradients of a pair."""
     lengths, partner = [6, 4, 5, 3], torch.tensor([1, 0, 3, 2])
     csfr, isfr = module_of(CSFR), module_of(ISFR)
     one, two = tap_of(lengths, seed=0), tap_of(lengths, seed=9)
