@@ -1,0 +1,1 @@
+"""Operators on packed point sets and sparse voxels, on CPU and CUDA, in PyTorch."""

@@ -1,0 +1,98 @@
+// What the CPU and the CUDA build share: element types and the functions that run on both.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+
+#ifdef __CUDACC__
+#define KP_HD __host__ __device__ inline
+#else
+#define KP_HD inline
+#endif
+
+namespace kp {
+
+template <class To, class From>
+KP_HD To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To result;
+  memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+// Storage types: they convert to and from float, all arithmetic is done in float.
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  KP_HD explicit BFloat16(float value) {
+    uint32_t u = bit_cast<uint32_t>(value);
+    bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+    bits = nan ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);  // nearest, ties to even
+  }
+  KP_HD operator float() const { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+};
+
+struct Half {
+  uint16_t bits;
+  Half() = default;
+  KP_HD explicit Half(float value) {
+    uint32_t u = bit_cast<uint32_t>(value), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+      bits = static_cast<uint16_t>(sign | 0x7e00u);  // NaN
+    } else if (magnitude >= 0x477ff000u) {
+      bits = static_cast<uint16_t>(sign | 0x7c00u);  // rounds past the largest half: infinity
+    } else if (magnitude < 0x38800000u) {            // subnormal: adding 0.5 lines the mantissa up, and rounds it
+      bits = static_cast<uint16_t>(sign | (bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u));
+    } else {
+      uint32_t odd = (magnitude >> 13) & 1;
+      bits = static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+    }
+  }
+  KP_HD operator float() const {
+    uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    float value = magnitude >= 0x7c00u ? bit_cast<float>(0x7f800000u | (magnitude << 13))
+                                       : bit_cast<float>(magnitude << 13) * 5.192296858534828e33f;  // times 2^112
+    return bit_cast<float>(bit_cast<uint32_t>(value) | sign);
+  }
+};
+
+// A product that no compiler fuses with a following addition: the same bits on every device.
+KP_HD float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+KP_HD double product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// Calls f with a value of the coordinate type of this code.
+template <class F>
+void with_coordinates(int dtype, F f) {
+  switch (dtype) {
+    case 0: return f(float{});
+    case 1: return f(double{});
+    default: throw std::invalid_argument("coordinates must be float32 or float64");
+  }
+}
+
+// Calls f with a value of the feature type of this code.
+template <class F>
+void with_features(int dtype, F f) {
+  switch (dtype) {
+    case 0: return f(float{});
+    case 1: return f(double{});
+    case 2: return f(Half{});
+    case 3: return f(BFloat16{});
+    default: throw std::invalid_argument("features must be float32, float64, float16 or bfloat16");
+  }
+}
+
+}  // namespace kp

@@ -1,0 +1,54 @@
+// What every CUDA source needs: names that end in _cuda, errors, launches. cuda_on_cpu.h replaces the CUDA part when
+// the sources are compiled for the emulator.
+#pragma once
+#define KP_SUFFIX _cuda
+#include <exception>
+#include <string>
+
+#include "api.h"
+#include "core/core.h"
+
+#ifndef KP_EMULATED
+#include <cuda_runtime.h>
+// Launches `kernel` (in parentheses when it is a template) with `shared` bytes of dynamic shared memory.
+#define KP_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// Shared memory: a fixed number of elements, or the launch's dynamic bytes.
+#define KP_SHARED(type, name, count) __shared__ type name[count]
+#define KP_DYNAMIC_SHARED(type, name)                               \
+  extern __shared__ __align__(16) unsigned char kp_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(kp_dynamic_shared)
+#endif
+
+namespace kp {
+
+inline thread_local std::string last_error;
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+// Runs f (which launches kernels) on `device` and turns an exception or a failed launch into the return code.
+template <class F>
+int guarded(int device, F f) {
+  int caller = device;
+  try {
+    check(cudaGetDevice(&caller));
+    if (caller != device) check(cudaSetDevice(device));
+    f();
+    check(cudaGetLastError());
+    if (caller != device) check(cudaSetDevice(caller));
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    if (caller != device) cudaSetDevice(caller);
+    return 1;
+  }
+}
+
+// Blocks that give every one of n elements a thread.
+inline unsigned blocks(int64_t n, int64_t threads) { return static_cast<unsigned>((n + threads - 1) / threads); }
+
+__device__ inline int64_t thread_index() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
+
+}  // namespace kp
