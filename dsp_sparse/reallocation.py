@@ -120,3 +120,6 @@ class ISFR(_Reallocation):
     def _directions(self, tap: Ragged) -> tuple[list[int], list[Tensor]]:
         self._check(tap)
         return list(range(tap.batch_size)), [self.weight] * tap.batch_size
+
+
+MODULES = {"csfr": CSFR, "isfr": ISFR}

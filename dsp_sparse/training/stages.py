@@ -10,9 +10,7 @@ from ..backbones.base import TapBackbone
 from ..config import LossConfig
 from ..data.batch import Batch
 from ..losses import consistency_loss, segmentation_loss
-from ..reallocation import CSFR, ISFR
-
-MODULES = {"csfr": CSFR, "isfr": ISFR}
+from ..reallocation import MODULES
 
 # A stage is named by what it adds to the segmentation loss: the reallocation modules it trains.
 STAGES = {"baseline": (), "csfr": ("csfr",), "isfr": ("isfr",), "joint": ("csfr", "isfr")}

@@ -1,0 +1,135 @@
+"""Files of weights: the state of a training, the finished model, its reallocation modules."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..backbones import build_backbone
+from ..backbones.base import TapBackbone
+from ..errors import UserError
+from ..files import atomic_path
+from ..reallocation import CSFR, ISFR, MODULES
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where a training stands between two epochs.
+
+    Args:
+        stage: number of the stage.
+        epoch: epochs of that stage that are done.
+        net: state dict of the backbone.
+        modules: state dicts of the reallocation modules, each as last trained.
+        optimizer: state dict of the stage's optimiser; None before its first epoch.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    net: dict[str, Any]
+    modules: dict[str, dict] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Write the state of a training, atomically."""
+    _save(path, "training", {f.name: getattr(state, f.name) for f in fields(state)})
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read what `save_state` wrote. UserError: not such a file."""
+    return TrainingState(**_load(path, "training"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network and what must be known to use it on new clouds.
+
+    Args:
+        net: the backbone, without reallocation modules.
+        backbone: its name in the registry.
+        options: its settings.
+        in_channels: its input channels.
+        classes: names of its output channels.
+        features: names of the measured features, and the raw value that stands for 1 in the network's input.
+        grid: cell size of the grid its clouds are subsampled with, metres.
+        radius: radius of its samples, metres.
+        max_points: cap on the points of a sample.
+    """
+
+    net: TapBackbone
+    backbone: str
+    options: dict[str, Any]
+    in_channels: int
+    classes: list[str]
+    features: dict[str, float]
+    grid: float
+    radius: float
+    max_points: int | None
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write a model, atomically: the backbone's weights and nothing of the method."""
+    header = {f.name: getattr(model, f.name) for f in fields(model) if f.name != "net"}
+    _save(path, "model", {**header, "net": model.net.state_dict()})
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model, in eval mode.
+
+    Args:
+        path: a model file, or the run folder that holds `model.pt`.
+        device: where the network goes.
+
+    Raises:
+        UserError: no such file, not a model, or weights of another architecture than it says.
+    """
+    path = Path(path)
+    path = path / "model.pt" if path.is_dir() else path
+    content = _load(path, "model")
+    net = build_backbone(content["backbone"], content["in_channels"], len(content["classes"]), **content["options"])
+    load_weights(net, content["net"], path)
+    return Model(**{**content, "net": net.to(device).eval()})
+
+
+def save_modules(path: Path, modules: dict[str, dict]) -> None:
+    """Write the state dicts of reallocation modules by name, atomically."""
+    _save(path, "modules", modules)
+
+
+def load_modules(path: Path) -> dict[str, CSFR | ISFR]:
+    """Read the reallocation modules of a run, by name (`csfr`, `isfr`). UserError: not such a file."""
+    modules = {}
+    for name, weights in _load(path, "modules").items():
+        modules[name] = MODULES[name](len(weights["weight"]))
+        load_weights(modules[name], weights, path)
+    return modules
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Load a state dict; a UserError naming the file and the first misfit if it is of another architecture."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        misfit = str(error).partition("\n")[2].strip().partition("\n")[0]
+        raise UserError(f"{path}: weights of another architecture than {type(module).__name__}: {misfit}") from None
+
+
+def _save(path: Path, kind: str, content: dict) -> None:
+    with atomic_path(path) as temporary:
+        torch.save({"format": f"dsp-sparse {kind} 1", "version": __version__, "content": content}, temporary)
+
+
+def _load(path: Path, kind: str) -> dict:
+    try:
+        file = torch.load(path, map_location="cpu", weights_only=True)
+        found = file["format"]
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: not a readable dsp-sparse {kind} file ({reason})") from None
+    if found != f"dsp-sparse {kind} 1":
+        raise UserError(f"{path}: holds {found!r}, expected 'dsp-sparse {kind} 1'")
+    return file["content"]

@@ -1,0 +1,167 @@
+"""The training program: every method is a sequence of stages over one backbone."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..backbones import build_backbone
+from ..backbones.base import TapBackbone
+from ..config import TrainConfig
+from ..data import Batch, SceneStore, train_loader, weak_labels
+from ..errors import UserError
+from ..inference import BasicBranch, Voting, evaluate
+from .checkpoint import Model, TrainingState, load_weights, save_model, save_modules
+from .epoch import train_epoch
+from .run import Run
+from .stages import METHODS, Objective, takes_pairs
+
+Batches = Callable[[int, int], Iterable[Batch]]
+
+
+def train(config: TrainConfig, folder: str | Path) -> dict:
+    """Train a network, evaluate it and leave everything in the run folder (see `training.run`).
+
+    An interrupted run resumes at its last checkpoint and ends with the same numbers, bit for bit on the CPU. A
+    finished run returns at once.
+
+    Args:
+        config: the settings.
+        folder: the run folder.
+
+    Returns:
+        The results: what `inference.evaluate` returns, and `steps`, `parameters` and `train_seconds`.
+
+    Raises:
+        UserError: settings, store and folder do not fit together.
+        FloatingPointError: the loss or the weights left the finite numbers; the last checkpoint is kept.
+    """
+    run = Run(folder, config)
+    if run.results is not None:
+        return run.results
+    store = SceneStore.open(config.data.store)
+    train_scenes, test_scenes = store.group(config.data.train_groups), store.group(config.data.test_groups)
+    if config.backbone == "kpfcnn":
+        store.require_grid(config.kpfcnn.grid_size)
+    labels = weak_labels(store, config.data.label_rate, config.data.label_seed)
+    train_labels = [labels[scene.index] for scene in train_scenes]
+    stages = METHODS[config.method]
+
+    def batches(stage: int, epoch: int) -> Iterable[Batch]:
+        return train_loader(
+            train_scenes,
+            train_labels,
+            config.data,
+            config.augment,
+            steps=config.optim.steps_per_epoch,
+            seed=derived_seed(config.seed, stage),
+            epoch=epoch,
+            pairs=takes_pairs(stages[stage]),
+        )
+
+    options = asdict(getattr(config, config.backbone))
+    torch.manual_seed(config.seed)
+    net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
+    modules = train_stages(net.to(pick_device(config.device)), config, batches, run)
+    save_modules(run.modules, modules)
+    model = Model(
+        net=net,
+        backbone=config.backbone,
+        options=options,
+        in_channels=store.in_channels,
+        classes=store.classes,
+        features=store.features,
+        grid=store.grid,
+        radius=config.data.radius,
+        max_points=config.data.max_points,
+    )
+    save_model(run.model, model)
+    voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
+    results = {
+        **evaluate(BasicBranch(net), test_scenes, store.classes, voting),
+        "steps": len(stages) * config.optim.epochs * config.optim.steps_per_epoch,
+        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "train_seconds": sum(line["seconds"]["total"] for line in run.metrics()),
+    }
+    run.finish(results)
+    return results
+
+
+def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: Run) -> dict[str, dict]:
+    """Train `net` in place through the stages of `config.method`, from the run's checkpoint if it has one.
+
+    Args:
+        net: the backbone, on the device to train on.
+        config: the settings.
+        batches: `batches(stage, epoch)` are the batches of one epoch, a pure function of its arguments.
+        run: where checkpoints and metrics go.
+
+    Returns:
+        State dicts of the reallocation modules, each as last trained, by name.
+    """
+    state = run.restore(config.optim.epochs) or TrainingState(net=net.state_dict())
+    load_weights(net, state.net, run.folder)
+    while state.stage < len(METHODS[config.method]):
+        state = _train_stage(net, config, batches, run, state)
+    return state.modules
+
+
+def _train_stage(
+    net: TapBackbone, config: TrainConfig, batches: Batches, run: Run, state: TrainingState
+) -> TrainingState:
+    """Train the stage that `state` stands in, to its end; returns the start of the next stage."""
+    optim, name = config.optim, METHODS[config.method][state.stage]
+    objective = Objective(net, name, config.loss).to(next(net.parameters()).device).train()
+    optimizer = torch.optim.SGD(
+        objective.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+    )
+    if state.optimizer is not None:
+        optimizer.load_state_dict(state.optimizer)
+        for branch, module in objective.branches.items():
+            load_weights(module, state.modules[branch], run.folder)
+    steps = optim.steps_per_epoch
+    bar = tqdm(total=optim.epochs * steps, initial=state.epoch * steps, desc=name, unit="step", mininterval=1)
+    with bar:
+        for epoch in range(state.epoch, optim.epochs):
+            torch.manual_seed(derived_seed(config.seed, state.stage, epoch))
+            rate = optim.lr * optim.lr_decay ** (epoch / optim.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            place = {"stage": state.stage, "objective": name, "epoch": epoch + 1, "lr": rate}
+            bar.set_description(f"{name} {epoch + 1}/{optim.epochs}")
+            try:
+                metrics = train_epoch(objective, optimizer, batches(state.stage, epoch), optim.clip_value, bar)
+            except FloatingPointError as error:
+                reason = f"{name}, epoch {epoch + 1}: {error}; the last checkpoint in {run.folder} is kept"
+                raise FloatingPointError(f"{reason}; a lower optim.lr may help") from None
+            run.log({**place, **metrics})
+            state = TrainingState(
+                stage=state.stage,
+                epoch=epoch + 1,
+                net=net.state_dict(),
+                modules={**state.modules, **{key: m.state_dict() for key, m in objective.branches.items()}},
+                optimizer=optimizer.state_dict(),
+            )
+            if state.epoch % optim.checkpoint_every == 0 and state.epoch < optim.epochs:
+                run.save(state)
+    state = TrainingState(stage=state.stage + 1, net=state.net, modules=state.modules)
+    run.save(state)
+    return state
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed that depends on all of `numbers`, none of them negative."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a setting; `auto` is the GPU when there is one. UserError: no such device here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,113 @@
+"""The run folder: settings, metrics, checkpoint, model and results of one training.
+
+run/config.yaml      the settings, every one of them
+run/metrics.jsonl    one line an epoch
+run/checkpoint.pt    the state to resume from
+run/model.pt         the backbone alone; what prediction needs
+run/modules.pt       the reallocation modules as last trained
+run/results.json     scores on the test scenes; written last
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from ..config import TrainConfig
+from ..errors import UserError
+from ..files import atomic_path, write_json
+from .checkpoint import TrainingState, load_state, save_state
+
+
+class Run:
+    """A run folder that belongs to one set of settings; made if it does not exist.
+
+    Args:
+        folder: the folder.
+        config: the settings.
+
+    Raises:
+        UserError: the folder holds a run with other settings; the message names the first difference.
+    """
+
+    def __init__(self, folder: str | Path, config: TrainConfig):
+        self.folder = Path(folder)
+        self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
+        self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
+        self._checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
+        settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
+        if not self._config.exists():
+            with atomic_path(self._config) as temporary:
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+        elif difference := _difference(_read_settings(self._config), settings):
+            raise UserError(f"{self._config}: the run has {difference}; choose another folder")
+
+    @property
+    def results(self) -> dict | None:
+        """The results of a finished run."""
+        return json.loads(self._results.read_text()) if self._results.exists() else None
+
+    def finish(self, results: dict) -> None:
+        """Write the results: the run is finished."""
+        write_json(self._results, results)
+
+    def save(self, state: TrainingState) -> None:
+        """Write the checkpoint, atomically."""
+        save_state(self._checkpoint, state)
+
+    def restore(self, epochs: int) -> TrainingState | None:
+        """The checkpoint, if there is one. Metrics of epochs after it are forgotten: they will be repeated.
+
+        Args:
+            epochs: epochs a stage.
+        """
+        state = load_state(self._checkpoint) if self._checkpoint.exists() else None
+        kept = self.metrics()[: state.stage * epochs + state.epoch] if state else []
+        with atomic_path(self._metrics) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        return state
+
+    def log(self, line: dict) -> None:
+        """Append one line to the metrics."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict]:
+        """The lines of the metrics so far; a last line that an interruption cut short does not count."""
+        lines = self._metrics.read_text().split("\n")[:-1] if self._metrics.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def load_config(folder: str | Path) -> TrainConfig:
+    """The settings of a run folder. UserError: none there, or settings this version does not know."""
+    path = Path(folder) / "config.yaml"
+    settings = _read_settings(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, "run")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"run": settings})).run
+    except Exception as error:  # jsonargparse lets the error of whatever value it met through
+        raise UserError(f"{path}: not the settings of a run ({str(error).strip().splitlines()[0]})") from None
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as the settings of a run ({type(error).__name__})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected the settings of a run, got {type(settings).__name__}")
+    return settings
+
+
+def _difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first setting that differs, as `key old, not new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in new | old:
+            if found := _difference(old.get(name), new.get(name), f"{key}.{name}" if key else name):
+                return found
+        return None
+    return None if old == new else f"{key} {old!r}, not {new!r}"
