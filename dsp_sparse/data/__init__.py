@@ -1,6 +1,6 @@
 """From raw scans to batches: loaders of data sets, the scene store, weak labels, balls and pairs."""
 
-from .balls import BallSampler, cover, sample
+from .balls import BallSampler, cover, make_sample
 from .batch import Batch, Sample, collate, network_features
 from .dataset import Dataset, RawCloud, RawScene
 from .loader import train_loader
@@ -26,9 +26,9 @@ __all__ = [
     "draw",
     "generate_rooms",
     "grid_cloud",
+    "make_sample",
     "network_features",
     "prepare",
-    "sample",
     "train_loader",
     "weak_labels",
 ]

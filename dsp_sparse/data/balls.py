@@ -56,15 +56,17 @@ def rows_around(
     return centre, rows
 
 
-def sample(cloud: Scene | GridCloud, labels: np.ndarray, centre: np.ndarray, rows: np.ndarray, index: int) -> Sample:
-    """The points `rows` of a cloud as a sample around `centre`, with `labels [n]`; `index` is the scene's."""
+def make_sample(
+    cloud: Scene | GridCloud, labels: np.ndarray, centre: np.ndarray, rows: np.ndarray, scene: int
+) -> Sample:
+    """The points `rows` of a cloud as a sample around `centre`, with `labels [n]`; `scene` is its index."""
     points = np.asarray(cloud.points[rows])
     return Sample(
         feat=network_features(cloud.features[rows], points[:, 2]),
         coord=(points - centre).astype(np.float32),
         labels=np.asarray(labels[rows], dtype=np.int64),
         rows=rows,
-        scene=index,
+        scene=scene,
     )
 
 
@@ -116,7 +118,7 @@ class BallSampler:
 
     def __iter__(self) -> Iterator[list[Ball]]:
         generator = np.random.default_rng([*self.seed, 0])
-        potentials = [Potentials(scene.centres(self.radius / 10), self.radius, generator) for scene in self.scenes]
+        potentials = [Potentials(scene.centres, self.radius, generator) for scene in self.scenes]
         lowest = np.array([p.values.min() for p in potentials])
         for step in range(self.steps):
             batch = []
@@ -140,7 +142,7 @@ def cover(
     """Balls that together see every point at least `votes` times.
 
     Args:
-        points: `[n, 3]`.
+        points: `[n, 3]`, distinct.
         radius: radius of the balls.
         votes: how often every point is to be seen, at least 1.
         generator: source of randomness.

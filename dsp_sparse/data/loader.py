@@ -8,7 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..config import AugmentConfig, DataConfig
 from .augment import augment
-from .balls import Ball, BallSampler, rows_around, rows_within, sample
+from .balls import Ball, BallSampler, make_sample, rows_around, rows_within
 from .batch import Sample, collate
 from .pairs import PairSampler, collate_pairs
 from .store import Scene
@@ -29,7 +29,7 @@ class BallDataset(TorchDataset):
             centre, rows = ball.centre, rows_within(scene.tree, ball.centre, *limits)
         else:
             centre, rows = rows_around(scene.tree, ball.centre, ball.anchor, *limits)
-        cut = sample(scene, self.labels[ball.scene], centre, rows, scene.index)
+        cut = make_sample(scene, self.labels[ball.scene], centre, rows, scene.index)
         return augment(cut, self.augmentation, np.random.default_rng(ball.seed))
 
 

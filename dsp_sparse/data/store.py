@@ -9,6 +9,7 @@ store/weak/                    weak labels, see `weak_labels`
 import hashlib
 import json
 import multiprocessing
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
@@ -85,6 +86,7 @@ class Scene:
         index: its position in the store.
         name: its name in the data set.
         group: what splits are made of.
+        grid: cell size, metres.
         num_points: grid points, n.
         num_original: original points, N.
         origin: `[3]` float64, add it to `points` to get the original coordinates.
@@ -94,6 +96,7 @@ class Scene:
     index: int
     name: str
     group: str
+    grid: float
     num_points: int
     num_original: int
     origin: np.ndarray
@@ -122,6 +125,12 @@ class Scene:
     def tree(self) -> cKDTree:
         """Search tree over `points`."""
         return cKDTree(self.points)
+
+    @cached_property
+    def centres(self) -> cKDTree:
+        """Search tree over the points that balls are centred at: one of every block of 5 x 5 x 5 grid cells."""
+        blocks = np.floor(self.points / (5 * self.grid)).astype(np.int64)
+        return cKDTree(self.points[np.unique(blocks, axis=0, return_index=True)[1]])
 
     def __getstate__(self) -> dict:
         # Another process maps the files itself: a pickled memory map would be a copy of the data.
@@ -166,6 +175,7 @@ class SceneStore:
                 index=index,
                 name=entry["name"],
                 group=entry["group"],
+                grid=self.grid,
                 num_points=entry["points"],
                 num_original=entry["original_points"],
                 origin=np.array(entry["origin"]),
@@ -238,6 +248,8 @@ def prepare(dataset: Dataset, out: str | Path, grid: float, workers: int = 1, pr
     out = Path(out)
     if not (np.isfinite(grid) and grid > 0):
         raise UserError(f"grid must be a positive number of metres, got {grid}")
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}")
     header = {
         "format": FORMAT,
         "dataset": dataset.name,
@@ -250,8 +262,10 @@ def prepare(dataset: Dataset, out: str | Path, grid: float, workers: int = 1, pr
     if found is None and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: the folder is not empty and holds no scene store; expected a new folder")
     for key, value in header.items():
-        if found is not None and found[key] != value:
-            raise UserError(f"{out}: the store there has {key} {found[key]!r}, not {value!r}; choose another folder")
+        if found is not None and found.get(key) != value:
+            raise UserError(
+                f"{out}: the store there has {key} {found.get(key)!r}, not {value!r}; choose another folder"
+            )
 
     folders = {scene.name: out / "scenes" / scene.name for scene in dataset.scenes}
     if len(folders) < len(dataset.scenes):
@@ -261,25 +275,38 @@ def prepare(dataset: Dataset, out: str | Path, grid: float, workers: int = 1, pr
     if found is None or missing:
         write_json(out / MANIFEST, {**header, "scenes": None})
 
-    bar = tqdm(missing, desc=f"prepare {dataset.name}", unit="scene", disable=not progress)
-    if workers > 1:
-        # Fresh processes: forked ones would inherit the locks of torch's threads.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(_write_scene, s, folders[s.name], grid, len(dataset.classes)) for s in missing]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    bar.update()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    else:
-        for scene in bar:
-            _write_scene(scene, folders[scene.name], grid, len(dataset.classes))
-    bar.close()
+    try:
+        with tqdm(total=len(missing), desc=f"prepare {dataset.name}", unit="scene", disable=not progress) as bar:
+            _write_scenes(missing, [folders[s.name] for s in missing], grid, len(dataset.classes), workers, bar)
+    except BaseException:
+        # Without a finished scene there is nothing to go on from, so nothing is left behind.
+        if found is None and not any((folder / "scene.json").is_file() for folder in folders.values()):
+            shutil.rmtree(out)
+        raise
 
     entries = [json.loads((folder / "scene.json").read_text()) for folder in folders.values()]
     write_json(out / MANIFEST, {**header, "scenes": entries})
     return SceneStore.open(out)
+
+
+def _write_scenes(
+    scenes: list[RawScene], folders: list[Path], grid: float, num_classes: int, workers: int, bar: tqdm
+) -> None:
+    if workers == 1:
+        for scene, folder in zip(scenes, folders, strict=True):
+            _write_scene(scene, folder, grid, num_classes)
+            bar.update()
+        return
+    # Fresh processes: forked ones would inherit the locks of torch's threads.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(_write_scene, *job, grid, num_classes) for job in zip(scenes, folders, strict=True)]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_scene(scene: RawScene, folder: Path, grid: float, num_classes: int) -> None:

@@ -1,0 +1,100 @@
+"""S3DIS, and everything in its layout: `Area_<k>/<room>/Annotations/<class>_<i>.txt` with lines `x y z r g b`."""
+
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .dataset import Dataset, RawCloud, RawScene, existing_folder
+
+CLASSES = [
+    "ceiling",
+    "floor",
+    "wall",
+    "beam",
+    "column",
+    "window",
+    "door",
+    "table",
+    "chair",
+    "sofa",
+    "bookcase",
+    "board",
+    "clutter",
+]
+COLOURS = {"red": 255.0, "green": 255.0, "blue": 255.0}
+
+CONTROL = bytes(b for b in range(32) if chr(b) not in "\t\n\r") + b"\x7f"
+CONTROL_TO_SPACE = bytes.maketrans(CONTROL, b" " * len(CONTROL))
+
+
+def scenes(root: str | Path) -> Dataset:
+    """Find the rooms below `root`; the groups are the areas. A room's own `.txt` is not needed.
+
+    Raises:
+        UserError: no such folder, no rooms in it, or a room without annotations.
+    """
+    root = existing_folder(root, "the folder of S3DIS that holds Area_1, Area_2, …")
+    rooms = sorted(p for area in root.glob("Area_*") for p in area.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not rooms:
+        raise UserError(f"{root}: no rooms found, expected folders like Area_1/office_1/Annotations")
+    for room in rooms:
+        if not any((room / "Annotations").glob("*.txt")):
+            raise UserError(f"{room}: no Annotations/*.txt, expected one file an object, like Annotations/chair_1.txt")
+    found = [RawScene(f"{room.parent.name}_{room.name}", room.parent.name, room, partial(load, room)) for room in rooms]
+    return Dataset("s3dis", root, CLASSES, COLOURS, found)
+
+
+def load(room: Path) -> RawCloud:
+    """Read one room: its objects' points in the order of their file names. Unknown class names count as clutter.
+
+    Raises:
+        UserError: a line that is not six numbers, or a colour outside 0 to 255; names the file and the line.
+    """
+    values, labels = [np.empty((0, 6))], [np.empty(0, np.int64)]
+    for path in sorted((room / "Annotations").glob("*.txt")):
+        name = path.stem.rsplit("_", 1)[0]
+        values.append(read_points(path))
+        labels.append(np.full(len(values[-1]), CLASSES.index(name if name in CLASSES else "clutter"), np.int64))
+    cloud = np.concatenate(values)
+    return RawCloud(cloud[:, :3], (cloud[:, 3:] / 255).astype(np.float32), np.concatenate(labels))
+
+
+def read_points(path: Path) -> np.ndarray:
+    """The lines of an annotation file as `[n, 6]` float64. Survives the stray control byte of the v1.2 release."""
+    data = path.read_bytes()
+    if len(data.translate(None, CONTROL)) < len(data):
+        data = b"\n".join(map(_without_control_bytes, data.split(b"\n")))
+    if not data.strip():
+        return np.empty((0, 6))
+    try:
+        values = np.loadtxt(io.BytesIO(data), comments=None, ndmin=2)
+    except ValueError:
+        values = None
+    if values is None or values.shape[1] != 6:
+        raise UserError(f"{path}:{_first_bad_line(data)}, expected six numbers x y z r g b")
+    outside = np.flatnonzero(((values[:, 3:] < 0) | (values[:, 3:] > 255)).any(1))
+    if len(outside):
+        raise UserError(
+            f"{path}: colour {values[outside[0], 3:].tolist()} of point {outside[0] + 1}, expected 0 to 255"
+        )
+    return values
+
+
+def _without_control_bytes(line: bytes) -> bytes:
+    # The byte lies within a number or in place of a space: the six numbers tell which.
+    joined = line.translate(None, CONTROL)
+    return joined if len(joined.split()) == 6 else line.translate(CONTROL_TO_SPACE)
+
+
+def _first_bad_line(data: bytes) -> str:
+    for number, line in enumerate(data.decode("latin-1").split("\n"), 1):
+        try:
+            good = len([float(word) for word in line.split()]) in (0, 6)
+        except ValueError:
+            good = False
+        if not good:
+            return f"{number}: {line.strip()[:60]!r}"
+    return "1: not readable as numbers"
