@@ -23,9 +23,7 @@ def signatures(header: str) -> dict[str, list]:
     """The ctypes argument types of every `KP_OP(name)(arguments);` in the text of api.h."""
     code = re.sub(r"//[^\n]*", "", header)
     return {
-        name: [
-            ctypes.c_void_p if "*" in argument else _C_TYPES[argument.split()[0]] for argument in arguments.split(",")
-        ]
+        name: [ctypes.c_void_p if "*" in each else _C_TYPES[each.split()[0]] for each in arguments.split(",")]
         for name, arguments in re.findall(r"KP_OP\((\w+)\)\(([^)]*)\);", code)
     }
 
@@ -33,7 +31,9 @@ def signatures(header: str) -> dict[str, list]:
 def _load(path: Path, suffix: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, arguments in signatures((_FOLDER / "csrc" / "api.h").read_text()).items():
-        function = getattr(library, name + suffix)
+        function = getattr(library, name + suffix, None)
+        if function is None:
+            raise ImportError(f"{path} is older than api.h: it lacks {name}{suffix}, build it anew")
         function.argtypes, function.restype = arguments, ctypes.c_int
         setattr(library, name, function)
     library.last_error = getattr(library, "kp_last_error" + suffix)

@@ -1,4 +1,4 @@
-"""The `device` fixture: every operator test runs on the CPU, through the CUDA emulator, and on a GPU if there is one."""
+"""The `device` fixture: every operator test runs on the CPU, through the CUDA emulator, and on a GPU if any."""
 
 import shutil
 import subprocess

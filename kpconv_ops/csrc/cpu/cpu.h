@@ -24,10 +24,10 @@ int guarded(F f) {
 }
 
 // torch's own thread pool, handed over when the library is loaded; without it everything runs on the calling thread.
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void*);
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void*);
 inline ParallelFor torch_parallel_for = nullptr;
 
-// Calls f(begin, end) on pieces of [0, n) of at least `grain` elements. f must not throw.
+// Calls f(begin, end) on pieces of [0, n) of at least `grain` elements.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F f) {
   if (!torch_parallel_for || n <= grain) {
@@ -35,7 +35,7 @@ void parallel_for(int64_t n, int64_t grain, F f) {
     return;
   }
   auto body = [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); };
-  if (torch_parallel_for(0, n, grain, body, &f)) throw std::runtime_error("torch_parallel_for failed");
+  if (torch_parallel_for(0, n, grain, body, &f)) throw std::runtime_error("a worker thread failed, likely out of memory");
 }
 
 }  // namespace kp

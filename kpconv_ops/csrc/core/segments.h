@@ -1,0 +1,25 @@
+// Summaries of segments: rows that were merged into one.
+#pragma once
+#include "core/core.h"
+
+namespace kp {
+
+// The mean of one channel of n rows. Summing differences from the first row keeps coordinates far from zero exact.
+template <class T>
+KP_HD T mean_of(const T* channel, int64_t channels, const int64_t* rows, int64_t n) {
+  double first = static_cast<double>(channel[rows[0] * channels]), sum = 0;
+  for (int64_t i = 1; i < n; i++) sum += static_cast<double>(channel[rows[i] * channels]) - first;
+  return static_cast<T>(first + sum / static_cast<double>(n));
+}
+
+// The most frequent of n ascending values, of equally frequent ones the smallest.
+KP_HD int64_t mode_of_sorted(const int64_t* values, int64_t n) {
+  int64_t mode = values[0], most = 0;
+  for (int64_t begin = 0, end; begin < n; begin = end) {
+    for (end = begin + 1; end < n && values[end] == values[begin];) end++;
+    if (end - begin > most) mode = values[begin], most = end - begin;
+  }
+  return mode;
+}
+
+}  // namespace kp
