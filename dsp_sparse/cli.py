@@ -13,18 +13,19 @@ from .config import CompareConfig, TrainConfig
 from .errors import UserError
 
 
-def rooms(out: str, rooms: int = 8, points: int = 100_000, seed: int = 0) -> None:
+def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas: int = 3) -> None:
     """Generate furnished rooms with the 13 S3DIS classes, written in the S3DIS layout.
 
     Args:
         out: folder to write; finished rooms in it are kept.
-        rooms: number of rooms, spread over areas.
+        rooms: number of rooms, dealt out to the areas in turn.
         points: points a room.
         seed: seed of the generator.
+        areas: number of areas; train on some and test on another.
     """
-    from .data.rooms import generate_rooms
+    from .data import generate_rooms
 
-    generate_rooms(out, rooms, points, seed)
+    generate_rooms(out, rooms, points, seed, areas, progress=True)
 
 
 def prepare(
@@ -45,9 +46,16 @@ def prepare(
         workers: scenes prepared at the same time.
         config: YAML that describes the files (ply only): fields, classes, features, groups.
     """
-    from . import data
+    from .data import ply, s3dis, scannet
+    from .data import prepare as write_store
 
-    data.prepare(data.open_dataset(dataset, source, config), store, grid, workers)
+    if (config is not None) != (dataset == "ply"):
+        raise UserError(f"config describes PLY files: expected with the data set ply alone, got {config} for {dataset}")
+    if dataset == "ply":
+        found = ply.scenes(source, ply.PlyConfig.load(config))
+    else:
+        found = {"s3dis": s3dis, "scannet": scannet}[dataset].scenes(source)
+    write_store(found, store, grid, workers)
 
 
 def label(store: str, rate: float = 0.1, seed: int = 0) -> None:
@@ -58,10 +66,10 @@ def label(store: str, rate: float = 0.1, seed: int = 0) -> None:
         rate: share of the points of each cloud and class, in (0, 1]; at least one point a class and cloud.
         seed: seed of the draw; drawn once, stored beside the scenes, shared by every run with this rate and seed.
     """
-    from .data import SceneStore, label_statistics, weak_labels
+    from .data import SceneStore, label_table, weak_labels
 
     opened = SceneStore.open(store)
-    print(label_statistics(opened, weak_labels(opened, rate, seed)))
+    print(label_table(opened, weak_labels(opened, rate, seed)))
 
 
 def evaluate(

@@ -7,8 +7,16 @@ from .backbones.kpfcnn import KPFCNNConfig
 from .backbones.minkunet import MinkUNetConfig
 from .errors import UserError
 
+
 Backbone = Literal["kpfcnn", "minkunet"]
 Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
+
+
+def _require(section: str, settings: object, **expected: tuple[bool, str]) -> None:
+    """Raise a UserError for the first setting whose condition does not hold."""
+    for name, (holds, what) in expected.items():
+        if not holds:
+            raise UserError(f"{section}{name} must be {what}, got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,18 @@ class DataConfig:
     batch_size: int = 6
     workers: int = 0
 
+    def __post_init__(self):
+        _require(
+            "data.",
+            self,
+            label_rate=(0 < self.label_rate <= 1, "in (0, 1]"),
+            label_seed=(self.label_seed >= 0, "at least 0"),
+            radius=(self.radius > 0, "positive"),
+            max_points=(self.max_points is None or self.max_points >= 1, "at least 1 or null"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+            workers=(self.workers >= 0, "at least 0"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -58,6 +78,16 @@ class AugmentConfig:
     jitter: float = 0.001
     feature_drop: float = 0.2
 
+    def __post_init__(self):
+        _require(
+            "augment.",
+            self,
+            scale_min=(self.scale_min > 0, "positive"),
+            scale_max=(self.scale_max >= self.scale_min, f"at least scale_min, {self.scale_min}"),
+            jitter=(self.jitter >= 0, "at least 0"),
+            feature_drop=(0 <= self.feature_drop <= 1, "in [0, 1]"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -76,6 +106,14 @@ class LossConfig:
     consistency_reduction: Literal["mean", "sum"] = "mean"
     seg_c: bool = False
     seg_s: bool = True
+
+    def __post_init__(self):
+        _require(
+            "loss.",
+            self,
+            lambda_cr=(self.lambda_cr >= 0, "at least 0"),
+            lambda_sr=(self.lambda_sr >= 0, "at least 0"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +140,20 @@ class OptimConfig:
     clip_value: float = 100.0
     checkpoint_every: int = 1
 
+    def __post_init__(self):
+        _require(
+            "optim.",
+            self,
+            epochs=(self.epochs >= 1, "at least 1"),
+            steps_per_epoch=(self.steps_per_epoch >= 1, "at least 1"),
+            lr=(self.lr > 0, "positive"),
+            lr_decay=(0 < self.lr_decay <= 1, "in (0, 1]"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            clip_value=(self.clip_value > 0, "positive"),
+            checkpoint_every=(self.checkpoint_every >= 1, "at least 1"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -114,6 +166,14 @@ class EvalConfig:
 
     votes: int = 3
     batch_size: int = 4
+
+    def __post_init__(self):
+        _require(
+            "eval.",
+            self,
+            votes=(self.votes >= 1, "at least 1"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +205,13 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self):
+        _require(
+            "",
+            self,
+            seed=(self.seed >= 0, "at least 0"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,154 @@
+"""The command line as a user types it: the whole road on procedural rooms, and every mistake a one-line error."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from plyfile import PlyData, PlyElement
+
+from dsp_sparse.cli import main
+
+SETTINGS = {
+    "data": {"train_groups": ["Area_1", "Area_2"], "test_groups": ["Area_3"], "label_rate": 0.1, "batch_size": 2},
+    "kpfcnn": {"grid_size": 0.15, "first_width": 8, "blocks": [1, 1, 1]},
+    "minkunet": {"voxel_size": 0.15, "planes": [8] * 8, "layers": [1] * 8},
+    "optim": {"epochs": 1, "steps_per_epoch": 2},
+    "eval": {"votes": 1},
+}
+
+
+def run(*arguments) -> int:
+    """The exit code of `dsp-sparse ARGUMENTS`."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(a) for a in arguments])
+    return exit.value.code
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with raw rooms, a store and a settings file, all made by the program."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert run("rooms", folder / "raw", "--rooms", 3, "--points", 6000, "--seed", 1, "--areas", 3) == 0
+    assert run("prepare", "s3dis", folder / "raw", folder / "store", "--grid", 0.15) == 0
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "store": str(folder / "store")}}
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run folder of the whole method, two stages."""
+    assert run("train", folder / "train.yaml", "--out", folder / "run", "--method", "csfr-isfr") == 0
+    return folder / "run"
+
+
+def test_label_prints_every_class(folder, capsys):
+    assert run("label", folder / "store", "--rate", 0.1) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("ceiling", "floor", "clutter"))
+
+
+def test_train_prints_scores_and_leaves_a_whole_run_folder(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoint.pt", "model.pt", "modules.pt", "results.json"}
+    assert not [n for n in names if n.startswith(".")]
+
+
+@pytest.mark.parametrize("branch", ["basic", "cross", "intra"])
+def test_evaluate_repeats_the_scores_of_training(trained, branch, capsys):
+    assert run("evaluate", trained, "--branch", branch) == 0
+    assert "mIoU" in capsys.readouterr().out
+    scores = json.loads((trained / f"evaluation-{branch}.json").read_text())
+    assert scores["points"] > 0
+    if branch == "basic":
+        assert scores["confusion"] == json.loads((trained / "results.json").read_text())["confusion"]
+
+
+def test_predict_labels_every_point_and_keeps_its_fields(trained, tmp_path):
+    vertex = np.zeros(700, [(n, "f8") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")] + [("id", "i4")])
+    generator = np.random.default_rng(0)
+    for name in "xyz":
+        vertex[name] = generator.uniform(0, 2, 700) + 6e5  # projected metres
+    vertex["id"] = np.arange(700)
+    PlyData([PlyElement.describe(vertex, "vertex")]).write(str(tmp_path / "in.ply"))
+    assert run("predict", trained, tmp_path / "in.ply", "--out", tmp_path / "out.ply") == 0
+    predicted = PlyData.read(str(tmp_path / "out.ply"))["vertex"].data
+    for name in vertex.dtype.names:
+        np.testing.assert_array_equal(predicted[name], vertex[name])
+    assert predicted["label"].min() >= 0 and predicted["label"].max() < 13
+    assert predicted["confidence"].min() > 0 and predicted["confidence"].max() <= 1
+
+
+def test_compare_runs_the_matrix_once(folder, capsys):
+    settings = yaml.safe_load((folder / "train.yaml").read_text())
+    comparison = {
+        "train": settings,
+        "backbones": ["kpfcnn", "minkunet"],
+        "methods": ["baseline", "csfr-isfr"],
+        "label_rates": [0.1],
+        "seeds": [0],
+        "out": str(folder / "compare"),
+    }
+    (folder / "compare.yaml").write_text(yaml.safe_dump(comparison))
+    assert run("compare", folder / "compare.yaml") == 0
+    first = json.loads((folder / "compare" / "results.json").read_text())
+    assert [(r["backbone"], r["method"]) for r in first["runs"]] == [
+        (b, m) for b in comparison["backbones"] for m in comparison["methods"]
+    ]
+    assert len({r["results"]["steps"] for r in first["runs"]}) == 1, "equal updates"
+    assert (folder / "compare" / "figure.png").stat().st_size > 1000
+    table = (folder / "compare" / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert run("compare", folder / "compare.yaml") == 0
+    assert json.loads((folder / "compare" / "results.json").read_text()) == first, "a finished comparison is kept"
+
+
+def test_doctor_finds_the_cpu_kernels_and_says_why_there_is_no_gpu(capsys):
+    assert run("doctor") == 0
+    printed = capsys.readouterr().out
+    assert "kernels on cpu" in printed and "backbone minkunet" in printed
+
+
+def test_python_m_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "dsp_sparse", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "compare" in done.stdout
+
+
+MISTAKES = {
+    "no such data set": (["prepare", "kitti", "{f}/raw", "{t}/s"], "kitti"),
+    "missing folder": (["prepare", "s3dis", "{f}/nothing", "{t}/s"], "nothing"),
+    "ply without description": (["prepare", "ply", "{f}/raw", "{t}/s"], "config"),
+    "negative grid": (["prepare", "s3dis", "{f}/raw", "{t}/s", "--grid", "-1"], "grid"),
+    "other grid in the same folder": (["prepare", "s3dis", "{f}/raw", "{f}/store", "--grid", "0.2"], "grid"),
+    "rate of zero": (["label", "{f}/store", "--rate", "0"], "rate"),
+    "rate above one": (["label", "{f}/store", "--rate", "1.5"], "rate"),
+    "not a store": (["label", "{f}/raw"], "raw"),
+    "no settings file": (["train", "{f}/none.yaml", "--out", "{t}/r"], "none.yaml"),
+    "unknown key": (["train", "{f}/train.yaml", "--out", "{t}/r", "--optim.speed", "3"], "optim.speed"),
+    "wrong type": (["train", "{f}/train.yaml", "--out", "{t}/r", "--optim.lr", "fast"], "optim.lr"),
+    "no out": (["train", "{f}/train.yaml"], "out"),
+    "unknown group": (["train", "{f}/train.yaml", "--out", "{t}/r", "--data.test_groups", "[Area_9]"], "Area_9"),
+    "store of another grid": (["train", "{f}/train.yaml", "--out", "{t}/r", "--kpfcnn.grid_size", "0.1"], "grid"),
+    "label rate": (["train", "{f}/train.yaml", "--out", "{t}/r", "--data.label_rate", "0"], "rate"),
+    "odd batch of pairs": (["train", "{f}/train.yaml", "--out", "{t}/r", "--data.batch_size", "3"], "batch_size"),
+    "no epochs": (["train", "{f}/train.yaml", "--out", "{t}/r", "--optim.epochs", "0"], "epochs"),
+    "no such device": (["train", "{f}/train.yaml", "--out", "{t}/r", "--device", "abacus"], "abacus"),
+    "not a run": (["evaluate", "{f}/raw"], "raw"),
+    "cloud of another kind": (["predict", "{f}/run", "{f}/train.yaml", "--out", "{t}/p.ply"], "train.yaml"),
+    "no such cloud": (["predict", "{f}/run", "{f}/none.ply", "--out", "{t}/p.ply"], "none.ply"),
+    "predict without a model": (["predict", "{f}/raw", "{f}/none.ply", "--out", "{t}/p.ply"], "raw"),
+    "no rooms": (["rooms", "{t}/rooms", "--rooms", "0"], "rooms"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_names_its_cause_and_leaves_nothing(mistake, folder, trained, tmp_path, capsys):
+    arguments, cause = MISTAKES[mistake]
+    capsys.readouterr()
+    assert run(*(a.format(f=folder, t=tmp_path) for a in arguments)) == 2
+    message = capsys.readouterr().err.strip()
+    assert cause in message and message.startswith("dsp-sparse") and "\n" not in message
+    assert not list(tmp_path.iterdir())
