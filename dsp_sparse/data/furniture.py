@@ -42,7 +42,8 @@ class Room:
     """A room of `size [3]` metres with one corner in the origin, filled by calling its methods.
 
     Surfaces are rows of four parallel lists: `(corner, edge u, edge v)`, class, object number, colour. `openings`
-    lists the holes of the walls as (surface, u from, u to, v from, v to) in fractions of the edges.
+    lists the holes of the walls as (surface, u from, u to, v from, v to) in fractions of the edges; `taken` and
+    `spans` what is occupied of the floor (x from, x to, y from, y to) and of the walls (wall, level, from, to).
     """
 
     size: np.ndarray
@@ -53,7 +54,7 @@ class Room:
     colours: list[np.ndarray] = field(default_factory=list)
     openings: list[tuple] = field(default_factory=list)
     taken: list[tuple] = field(default_factory=list)
-    spans: dict[int, list[tuple]] = field(default_factory=lambda: {wall: [] for wall in range(4)})
+    spans: list[tuple] = field(default_factory=list)
     count: int = 0
 
     def start(self, name: str, material: str | None = None) -> np.ndarray:
@@ -91,33 +92,35 @@ class Room:
         """The middle of a free place on the floor, now taken; None if there is no room for it."""
         low = np.array([width, depth]) / 2 + margin
         high = self.size[:2] - low
-        for _ in range(40 if (high > low).all() else 0):
+        for _ in range(100 if (high > low).all() else 0):
             x, y = self.generator.uniform(low, high)
             if self.take(x, y, width, depth):
                 return x, y
         return None
 
-    def free_wall(self, width: float, depth: float = 0.0) -> tuple[np.ndarray, np.ndarray, float, int] | None:
-        """A free stretch of a wall and of the floor before it, now taken.
+    def free_wall(
+        self, width: float, depth: float = 0.0, levels: str = "low high"
+    ) -> tuple[np.ndarray, np.ndarray, float, int] | None:
+        """A free stretch of a wall, at the levels named, and of the floor before it, now taken.
 
         Returns:
             Its middle at floor level `[3]`, the inward normal `[3]`, the yaw that turns +y into the normal, the wall.
         """
-        for _ in range(40):
+        for _ in range(100):
             wall = int(self.generator.integers(4))
             corner, along, normal, yaw = self.wall(wall)
             length = np.linalg.norm(along)
             if length < width + 0.4:
                 continue
             at = self.generator.uniform(width / 2 + 0.2, length - width / 2 - 0.2)
-            span = (at - width / 2 - 0.05, at + width / 2 + 0.05)
-            if any(a < span[1] and span[0] < b for a, b in self.spans[wall]):
+            spans = [(wall, level, at - width / 2 - 0.05, at + width / 2 + 0.05) for level in levels.split()]
+            if any(s[:2] == t[:2] and s[2] < t[3] and t[2] < s[3] for s in spans for t in self.spans):
                 continue
             middle = corner + along / length * at
             x, y = (middle + normal * (depth / 2 + 0.02))[:2]
             if depth and not self.take(x, y, *((width, depth) if wall % 2 == 0 else (depth, width))):
                 continue
-            self.spans[wall].append(span)
+            self.spans += spans
             return middle, normal, yaw, wall
         return None
 
@@ -148,7 +151,7 @@ class Room:
 
 
 def furnish(kind: str, must_have: set[str], generator: np.random.Generator) -> Room:
-    """A room of one of the `RECIPES`; classes in `must_have` are placed for certain, others that vary by chance."""
+    """A room of one of the `RECIPES`; classes in `must_have` are placed first, the other `OPTIONAL` ones by chance."""
     size = generator.uniform((4.2, 3.6, 2.6), (6.5, 5.5, 3.2))
     room = Room(size, generator)
     w, d, h = size
@@ -165,13 +168,14 @@ def furnish(kind: str, must_have: set[str], generator: np.random.Generator) -> R
     room.surface((0, 0, h), (w, 0, 0), (0, d, 0))
 
     _door(room)
-    builders = {"window": _window, "board": _board, "column": _column, "beam": _beam, "bookcase": _bookcase}
-    builders["sofa"] = _sofa
-    for name, build in builders.items():
-        wanted = int(name in must_have) or int(generator.random() < 0.6)
-        for _ in range(wanted * int(generator.integers(1, 3))):
+    # What is certain is placed while there is room for it; chance adds to it afterwards.
+    for name, build in OPTIONAL.items():
+        if name in must_have:
             build(room)
     RECIPES[kind](room)
+    for build in OPTIONAL.values():
+        if generator.random() < 0.4:
+            build(room)
     for _ in range(int(generator.integers(3, 7))):
         _floor_clutter(room)
     for _ in range(int(generator.integers(1, 4))):
@@ -191,7 +195,7 @@ def _door(room: Room) -> None:
 
 def _window(room: Room) -> None:
     width = room.generator.uniform(1.0, 1.9)
-    if place := room.free_wall(width):
+    if place := room.free_wall(width, levels="high"):
         middle, normal, yaw, wall = place
         bottom, top = room.generator.uniform(0.8, 1.0), room.size[2] - room.generator.uniform(0.3, 0.5)
         room.open_wall(wall, middle, width, bottom, top)
@@ -207,7 +211,7 @@ def _window(room: Room) -> None:
 
 def _board(room: Room) -> None:
     width = room.generator.uniform(1.2, 2.2)
-    if place := room.free_wall(width):
+    if place := room.free_wall(width, levels="high"):
         middle, normal, yaw, wall = place
         bottom, height = room.generator.uniform(0.85, 1.0), room.generator.uniform(0.9, 1.2)
         room.open_wall(wall, middle, width, bottom, bottom + height)
@@ -259,7 +263,7 @@ def _bookcase(room: Room) -> None:
 
 def _sofa(room: Room) -> None:
     width, depth = room.generator.uniform(1.2, 2.1), room.generator.uniform(0.75, 0.9)
-    if place := room.free_wall(width, depth):
+    if place := room.free_wall(width, depth, "low"):
         middle, normal, yaw, _ = place
         side = np.array([np.cos(yaw), np.sin(yaw), 0])
         room.start("sofa")
@@ -331,9 +335,9 @@ def _lamp(room: Room) -> None:
 
 
 def _office(room: Room) -> None:
-    for _ in range(int(room.generator.integers(2, 4))):
+    for _ in range(int(room.generator.integers(2, 5))):
         width, depth = room.generator.uniform((1.2, 0.65), (1.7, 0.8))
-        if place := room.free_wall(width, depth + 0.8):
+        if place := room.free_wall(width, depth + 0.8, "low"):
             middle, normal, yaw, _ = place
             x, y = (middle + normal * (depth / 2 + 0.05))[:2]
             _table(room, x, y, width, depth, yaw)
@@ -364,3 +368,12 @@ def _lounge(room: Room) -> None:
 
 
 RECIPES = {"office": _office, "conferenceRoom": _meeting, "lounge": _lounge}
+# Classes a room may lack.
+OPTIONAL = {
+    "column": _column,
+    "window": _window,
+    "board": _board,
+    "beam": _beam,
+    "bookcase": _bookcase,
+    "sofa": _sofa,
+}

@@ -8,19 +8,19 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import atomic_folder, write_json
-from .furniture import RECIPES, Room, furnish
+from .furniture import OPTIONAL, RECIPES, Room, furnish
 
 MANIFEST = "rooms.json"
-# Classes that a room may lack; each is certain in every other room.
-OPTIONAL = ("window", "board", "column", "beam", "bookcase", "sofa")
+# Points drawn on the surfaces for each one that the scanners keep.
 CANDIDATES = 4
 
 
 def generate_rooms(out: str | Path, rooms: int, points: int, seed: int, areas: int = 2, progress: bool = False) -> Path:
     """Write rooms with the 13 classes of S3DIS as `Area_<k>/<kind>_<j>/Annotations/<class>_<i>.txt`.
 
-    Rooms go to the areas in turn. Any two rooms that follow each other have all the classes between them. Every room
-    is written whole or not at all and depends on the seed and its number alone; finished rooms are skipped.
+    Rooms go to the areas in turn. Two rooms of an area that follow each other have all the classes between them. Every
+    room is written whole or not at all and depends on the seed, the area and its number alone; finished rooms are
+    skipped.
 
     Args:
         out: folder to write to; a new one, or one made with the same arguments.
@@ -54,30 +54,30 @@ def generate_rooms(out: str | Path, rooms: int, points: int, seed: int, areas: i
         raise UserError(f"{out}: the folder is not empty and holds no generated rooms; expected a new folder")
     write_json(out / MANIFEST, settings)
 
-    kinds = list(RECIPES)
     for number in tqdm(range(rooms), desc="rooms", unit="room", disable=not progress):
-        kind = kinds[number // areas % len(kinds)]
-        folder = out / f"Area_{number % areas + 1}" / f"{kind}_{number // areas + 1}"
+        area, room = number % areas, number // areas
+        folder = out / f"Area_{area + 1}" / f"{_kind(room)}_{room + 1}"
         if not folder.is_dir():
-            _write(folder, *make_room(kind, number, points, seed))
+            _write(folder, *make_room(area, room, points, seed))
     return out
 
 
-def make_room(kind: str, number: int, points: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def make_room(area: int, number: int, points: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """One room as scanned.
 
     Args:
-        kind: one of `RECIPES`.
-        number: its number; decides with the seed what it looks like.
+        area: number of its area.
+        number: its number in the area.
         points: number of points.
         seed: seed.
 
     Returns:
         `[points, 6]` x y z in metres and r g b in 0 to 255, and the object of each point, like `chair_2`.
     """
-    generator = np.random.default_rng([seed, number])
+    generator = np.random.default_rng([seed, area, number])
+    # Alternating, so that no area lacks a class that another one has.
     must_have = {name for i, name in enumerate(OPTIONAL) if (i + number) % 2 == 0}
-    room = furnish(kind, must_have, generator)
+    room = furnish(_kind(number), must_have, generator)
     coordinates, surfaces, normals = _surface_points(room, CANDIDATES * points, generator)
     kept, coordinates = _scan(room, coordinates, normals, points, generator)
     colours = _colours(room, coordinates, surfaces[kept], normals[kept], generator)
@@ -89,9 +89,13 @@ def make_room(kind: str, number: int, points: int, seed: int) -> tuple[np.ndarra
             numbers[name] = numbers.get(name, 0) + 1
             names[thing] = f"{name}_{numbers[name]}"
     # Rooms lie side by side in the frame of their building, as in S3DIS.
-    place = np.array([8.0 * (number % 10) - 20, 7.0 * (number // 10) - 15, 0])
+    place = np.array([8.0 * number - 20, 7.0 * area - 15, 0])
     objects = [names[room.objects[s]] for s in surfaces[kept]]
     return np.concatenate([coordinates + place, colours], 1), objects
+
+
+def _kind(number: int) -> str:
+    return list(RECIPES)[number % len(RECIPES)]
 
 
 def _surface_points(room: Room, count: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
