@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .backbones.base import TapBackbone
-from .data import GridCloud, Sample, Scene, collate, cover, sample
+from .data import GridCloud, Sample, Scene, collate, cover, make_sample
 from .data.balls import rows_within
 from .metrics import ConfusionMatrix
 from .reallocation import CSFR, ISFR
@@ -95,7 +95,7 @@ class CrossBranch(BasicBranch):
         scene = self.scenes[generator.integers(len(self.scenes))]
         centre = scene.points[generator.integers(scene.num_points)]
         rows = rows_within(scene.tree, centre, self.voting.radius, self.voting.max_points)
-        return sample(scene, scene.labels, centre, rows, scene.index)
+        return make_sample(scene, scene.labels, centre, rows, scene.index)
 
 
 def predict_probabilities(
@@ -122,7 +122,7 @@ def predict_probabilities(
     seen = torch.zeros(len(points), dtype=torch.int64)
     bar = tqdm(total=len(points), unit="point", unit_scale=True, leave=False, disable=not progress)
     with evaluating(branch.net), bar:
-        while cut := [sample(cloud, cloud.labels, *ball, index) for ball in islice(balls, voting.batch_size)]:
+        while cut := [make_sample(cloud, cloud.labels, *ball, index) for ball in islice(balls, voting.batch_size)]:
             for ball, logits in zip(cut, branch(cut), strict=True):
                 rows = torch.from_numpy(ball.rows)
                 total[rows] += logits.float().softmax(1).cpu()

@@ -62,10 +62,13 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
             pairs=takes_pairs(stages[stage]),
         )
 
+    for stage in range(len(stages)):
+        batches(stage, 0)  # what a later stage cannot sample from shows now, before anything is written
     options = asdict(getattr(config, config.backbone))
     torch.manual_seed(config.seed)
     net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
-    modules = train_stages(net.to(pick_device(config.device)), config, batches, run)
+    net.to(pick_device(config.device))
+    modules = train_stages(net, config, batches, run)
     save_modules(run.modules, modules)
     model = Model(
         net=net,
@@ -102,7 +105,7 @@ def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: R
     Returns:
         State dicts of the reallocation modules, each as last trained, by name.
     """
-    state = run.restore(config.optim.epochs) or TrainingState(net=net.state_dict())
+    state = run.start() or TrainingState(net=net.state_dict())
     load_weights(net, state.net, run.folder)
     while state.stage < len(METHODS[config.method]):
         state = _train_stage(net, config, batches, run, state)

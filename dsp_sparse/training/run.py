@@ -23,7 +23,7 @@ from .checkpoint import TrainingState, load_state, save_state
 
 
 class Run:
-    """A run folder that belongs to one set of settings; made if it does not exist.
+    """A run folder that belongs to one set of settings. Nothing is written before `start`.
 
     Args:
         folder: the folder.
@@ -38,11 +38,8 @@ class Run:
         self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
         self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self._checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
-        settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
-        if not self._config.exists():
-            with atomic_path(self._config) as temporary:
-                temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
-        elif difference := _difference(_read_settings(self._config), settings):
+        self._settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
+        if self._config.exists() and (difference := _difference(_read_settings(self._config), self._settings)):
             raise UserError(f"{self._config}: the run has {difference}; choose another folder")
 
     @property
@@ -58,14 +55,16 @@ class Run:
         """Write the checkpoint, atomically."""
         save_state(self._checkpoint, state)
 
-    def restore(self, epochs: int) -> TrainingState | None:
-        """The checkpoint, if there is one. Metrics of epochs after it are forgotten: they will be repeated.
+    def start(self) -> TrainingState | None:
+        """Write the settings, and return the checkpoint if there is one.
 
-        Args:
-            epochs: epochs a stage.
+        Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated.
         """
         state = load_state(self._checkpoint) if self._checkpoint.exists() else None
-        kept = self.metrics()[: state.stage * epochs + state.epoch] if state else []
+        done = state.stage * self._settings["optim"]["epochs"] + state.epoch if state else 0
+        kept = self.metrics()[:done]
+        with atomic_path(self._config) as temporary:
+            temporary.write_text(yaml.safe_dump(self._settings, sort_keys=False))
         with atomic_path(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         return state

@@ -1,0 +1,233 @@
+"""The training program: it learns, resumes to the same numbers, and says what is wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CLASSES, tiny_net, with_optim
+
+from dsp_sparse.errors import UserError
+from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
+from dsp_sparse.training import loop
+from dsp_sparse.training.checkpoint import load_model, load_modules
+from dsp_sparse.training.loop import derived_seed, pick_device, train
+from dsp_sparse.training.run import Run, load_config
+from dsp_sparse.training.stages import METHODS
+
+
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    """Every number a run ends with."""
+    modules = {f"{k}.{n}": v for k, m in load_modules(folder / "modules.pt").items() for n, v in m.state_dict().items()}
+    return {**load_model(folder).net.state_dict(), **modules}
+
+
+def assert_same_run(first, second):
+    a, b = weights_of(first), weights_of(second)
+    assert list(a) == list(b)
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+    assert [line["losses"] for line in metrics_of(first)] == [line["losses"] for line in metrics_of(second)]
+
+
+def metrics_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_after(monkeypatch, epochs: int):
+    """Press Ctrl-C in the middle of the epoch that follows `epochs` finished ones."""
+    done = []
+    original = loop.train_epoch
+
+    def train_epoch(*arguments):
+        if len(done) == epochs:
+            original(*arguments)  # the network has moved on past the checkpoint
+            raise KeyboardInterrupt
+        done.append(True)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_learns(method, backbone, settings, tmp_path):
+    """Within every stage the segmentation loss falls, and the trained network beats chance by far."""
+    config = with_optim(replace(settings, method=method, backbone=backbone), epochs=4, steps_per_epoch=5)
+    results = train(config, tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    assert [line["objective"] for line in lines] == [stage for stage in METHODS[method] for _ in range(4)]
+    assert lines[3]["losses"]["seg"] < 0.8 * lines[0]["losses"]["seg"]
+    assert results["overall_accuracy"] > 0.6
+    assert results["steps"] == 20 * len(METHODS[method])
+
+
+def test_a_run_is_a_function_of_its_seed(backbone, settings, tmp_path):
+    """The same settings give the same numbers; another seed gives others."""
+    config = with_optim(replace(settings, backbone=backbone, method="csfr"), epochs=1)
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        train(replace(config, seed=seed), tmp_path / name)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "other")
+    assert not any(torch.equal(one[name], other[name]) for name in one if name.startswith(("csfr", "isfr")))
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_an_interrupted_run_ends_with_the_same_numbers(done, backbone, settings, tmp_path, monkeypatch):
+    """Interrupted in the first stage, at the change of stages or in the second: as if it had run straight through."""
+    config = replace(settings, backbone=backbone)
+    train(config, tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, done)
+        train(config, tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / "model.pt").exists()
+    train(config, tmp_path / "resumed")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_epochs_after_the_last_checkpoint_are_repeated(settings, tmp_path, monkeypatch):
+    """With a checkpoint every second epoch the third is done again; a line that was cut short is dropped."""
+    config = with_optim(replace(settings, method="isfr"), epochs=5, steps_per_epoch=1, checkpoint_every=2)
+    train(config, tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 3)
+        train(config, tmp_path / "resumed")
+    with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": 0, "epo')
+    train(config, tmp_path / "resumed")
+    assert [line["epoch"] for line in metrics_of(tmp_path / "resumed")] == [1, 2, 3, 4, 5]
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_stages_carry_the_network_and_start_everything_else_anew(settings, tmp_path, monkeypatch):
+    """Stage 2 starts from stage 1's encoder and decoder, with a fresh module, optimiser and learning rate."""
+    seen = []
+    original = loop.train_epoch
+
+    def train_epoch(objective, optimizer, *rest):
+        before = {name: value.clone() for name, value in objective.net.state_dict().items()}
+        branches = {name: m.weight.detach().clone() for name, m in objective.branches.items()}
+        momentum = len(optimizer.state_dict()["state"])
+        rate = optimizer.param_groups[0]["lr"]
+        result = original(objective, optimizer, *rest)
+        after = {name: value.clone() for name, value in objective.net.state_dict().items()}
+        seen.append((before, after, branches, momentum, rate))
+        return result
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    train(settings, tmp_path / "run")
+    (_, _, _, _, first), (_, end_of_first, _, _, second), (start, *_, branches, momentum, third), _ = seen
+    assert all(torch.equal(end_of_first[name], start[name]) for name in start)
+    size = len(branches["isfr"])
+    assert list(branches) == ["isfr"] and torch.equal(branches["isfr"], torch.eye(size) / size**0.5)
+    assert momentum == 0
+    assert first == third == settings.optim.lr
+    # After both epochs the rate would be lr · lr_decay: one epoch takes it half the way, in the exponent.
+    assert second == pytest.approx(first * settings.optim.lr_decay**0.5)
+    assert set(load_modules(tmp_path / "run" / "modules.pt")) == {"csfr", "isfr"}
+
+
+def test_metrics_lines_say_what_an_epoch_did(settings, tmp_path):
+    """One JSON line an epoch: where, learning rate, losses, points, and where the seconds went."""
+    train(replace(settings, method="joint"), tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    assert [(line["stage"], line["epoch"]) for line in lines] == [(0, 1), (0, 2)]
+    for line in lines:
+        assert set(line["losses"]) == {"seg", "cr", "sr", "seg_s", "total"}
+        assert line["points"] > 0
+        parts = dict(line["seconds"])
+        total = parts.pop("total")
+        assert set(parts) == {"data", "geometry", "forward", "backward"}
+        assert 0.5 * total < sum(parts.values()) <= total
+
+
+def test_the_model_holds_the_backbone_alone_and_predicts_as_in_training(backbone, settings, tmp_path, monkeypatch):
+    """model.pt has no reallocation module, and predicts bit for bit what the training network's basic branch does."""
+    trained = []
+    original = loop.train_stages
+    monkeypatch.setattr(loop, "train_stages", lambda net, *rest: trained.append(net) or original(net, *rest))
+    train(with_optim(replace(settings, backbone=backbone), epochs=1), tmp_path / "run")
+    model = load_model(tmp_path / "run")
+    assert set(model.net.state_dict()) == set(tiny_net(backbone).state_dict())
+    assert (model.classes, list(model.features)) == (CLASSES, ["red", "green", "blue"])
+    scene = loop.SceneStore.open(settings.data.store).group(["test"])[0]
+    voting = Voting(radius=model.radius, votes=1)
+    first, second = (predict_probabilities(BasicBranch(net), scene, voting) for net in (trained[0], model.net))
+    assert torch.equal(first, second)
+
+
+def test_a_finished_run_returns_at_once(settings, tmp_path, monkeypatch):
+    """The second call reads the results and touches neither the store nor the network."""
+    config = with_optim(replace(settings, method="baseline"), epochs=1)
+    results = train(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "SceneStore", None)
+    assert train(config, tmp_path / "run") == results
+
+
+def test_settings_come_back_from_the_run_folder(settings, tmp_path):
+    """config.yaml holds every setting; reading it gives the settings it was written from."""
+    Run(tmp_path / "run", settings).start()
+    assert load_config(tmp_path / "run") == settings
+    (tmp_path / "run" / "config.yaml").write_text("method: unknown\n")
+    with pytest.raises(UserError, match=r"config\.yaml: not the settings of a run"):
+        load_config(tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "nowhere")
+
+
+def test_a_folder_of_another_run_is_refused(settings, tmp_path):
+    """The first setting that differs is named, with both values."""
+    Run(tmp_path / "run", settings).start()
+    other = replace(settings, data=replace(settings.data, label_rate=0.2), seed=3)
+    with pytest.raises(UserError, match=r"data\.label_rate 0\.1, not 0\.2"):
+        train(other, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(settings, tmp_path, monkeypatch):
+    """The message names stage and epoch; the last checkpoint is untouched and the folder resumes from it."""
+    config = with_optim(replace(settings, method="baseline"), epochs=3)
+    original = loop.train_epoch
+    calls = []
+
+    def train_epoch(objective, *rest):
+        calls.append(True)
+        if len(calls) == 3:
+            with torch.no_grad():
+                next(objective.parameters()).fill_(float("nan"))
+        return original(objective, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="baseline, epoch 3: the loss is nan"):
+        patch.setattr(loop, "train_epoch", train_epoch)
+        train(config, tmp_path / "run")
+    assert len(metrics_of(tmp_path / "run")) == 2
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "straight")
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+def test_what_does_not_fit_together_is_named(settings, tmp_path):
+    """A wrong grid, an unknown group, an odd batch that a later stage pairs up: told before anything is written."""
+    wrong_grid = replace(settings, kpfcnn=replace(settings.kpfcnn, grid_size=0.04))
+    with pytest.raises(UserError, match=r"grid is 0\.1 m, expected 0\.04 m"):
+        train(wrong_grid, tmp_path / "grid")
+    wrong_group = replace(settings, data=replace(settings.data, test_groups=["Area_9"]))
+    with pytest.raises(UserError, match="no group 'Area_9'"):
+        train(wrong_group, tmp_path / "group")
+    odd = replace(settings, method="isfr-csfr", data=replace(settings.data, batch_size=3))
+    with pytest.raises(UserError, match="batch_size must be even"):
+        train(odd, tmp_path / "odd")
+    with pytest.raises(UserError, match="not a scene store"):
+        train(replace(settings, data=replace(settings.data, store=str(tmp_path))), tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_named():
+    """The setting is named with its value."""
+    with pytest.raises(UserError, match="device 'cuda:77' cannot be used"):
+        pick_device("cuda:77")
+
+
+def test_seeds_of_stages_and_epochs_differ():
+    """A seed is derived from all of its numbers, in their order."""
+    seeds = [derived_seed(*numbers) for numbers in ((0, 1), (1, 0), (0, 0), (0, 1, 0), (0, 1, 1))]
+    assert len(set(seeds)) == len(seeds)
+    assert derived_seed(0, 1) == derived_seed(0, 1)

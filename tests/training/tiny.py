@@ -1,0 +1,49 @@
+"""Three tiny coloured rooms, and networks that train on them in seconds."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dsp_sparse.backbones import build_backbone
+from dsp_sparse.config import TrainConfig
+from dsp_sparse.data import RawCloud, train_loader, weak_labels
+
+CLASSES = ["floor", "wall", "box"]
+GRID, RADIUS = 0.1, 0.6
+OPTIONS = {
+    "kpfcnn": {"grid_size": GRID, "first_width": 16, "blocks": (1, 1, 1)},
+    "minkunet": {"variant": "14A", "voxel_size": GRID, "planes": (8,) * 8},
+}
+
+
+def room(seed: int) -> RawCloud:
+    """A floor, a wall and a box on the floor; each class has its own colour, with noise."""
+    generator = np.random.default_rng(seed)
+    u, v = generator.uniform(0, 1, (2, 3, 1500))
+    zero = np.zeros(1500)
+    floor = np.stack([2 * u[0], 2 * v[0], zero], 1)
+    wall = np.stack([2 * u[1], zero, 1.5 * v[1]], 1)
+    box = np.stack([0.8 + 0.4 * u[2], 0.8 + 0.4 * v[2], 0.4 * (u[2] > v[2])], 1)
+    labels = np.repeat(np.arange(3), 1500)
+    colours = np.eye(3)[labels] * 0.6 + generator.uniform(0, 0.4, (4500, 3))
+    return RawCloud(np.concatenate([floor, wall, box]), colours.astype(np.float32), labels)
+
+
+def tiny_net(name: str, seed: int = 0):
+    """A small backbone for the store's clouds."""
+    torch.manual_seed(seed)
+    return build_backbone(name, 5, len(CLASSES), **OPTIONS[name])
+
+
+def batch_of(store, settings, pairs: bool, epoch: int = 0, rate: float = 0.1):
+    """The first batch of an epoch."""
+    scenes = store.group(["train"])
+    labels = weak_labels(store, rate, 0)
+    where = {"steps": 1, "seed": 0, "epoch": epoch, "pairs": pairs}
+    return next(iter(train_loader(scenes, [labels[s.index] for s in scenes], settings.data, settings.augment, **where)))
+
+
+def with_optim(config: TrainConfig, **changes) -> TrainConfig:
+    """The same settings with another optimisation."""
+    return replace(config, optim=replace(config.optim, **changes))
