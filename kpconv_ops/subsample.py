@@ -91,9 +91,9 @@ def _splits(counts: Tensor) -> Tensor:
 
 @torch.library.register_fake("kpconv_ops::grid_cells")
 def _grid_cells_fake(points, offsets, cell_size):
-    cells = torch.library.get_ctx().new_dynamic_size()
+    splits = torch.library.get_ctx().new_dynamic_size(min=1)
     row = offsets.new_empty(points.shape[0])
-    return row, offsets.new_empty(cells + 1), torch.empty_like(row), torch.empty_like(offsets)
+    return row, offsets.new_empty(splits), torch.empty_like(row), torch.empty_like(offsets)
 
 
 @torch.library.impl("kpconv_ops::segment_mean", ("cpu", "cuda"))

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kpconv_ops
 from kpconv_ops import grid_subsample, reference
 
 DTYPES = [torch.float32, torch.float64]
@@ -211,7 +210,3 @@ def test_bad_arguments_are_named(change, error, message):
     grid_subsample(**good)
     with pytest.raises(error, match=message):
         grid_subsample(**(good | change))
-
-
-def test_public_names():
-    assert kpconv_ops.GridSubsample.__name__ in kpconv_ops.__all__
