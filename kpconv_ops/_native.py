@@ -63,10 +63,19 @@ def _load_cuda(path: Path) -> ctypes.CDLL:
             "KPCONV_OPS_CUDA=1 pip install --no-deps --force-reinstall --no-cache-dir, or move the tensors to the CPU"
         )
     library = _load(path, "_cuda")
-    built, torch_cuda = library.kp_runtime_version_cuda() // 1000, torch.version.cuda
-    if built and torch_cuda and built != int(torch_cuda.split(".")[0]):
-        warnings.warn(f"kpconv_ops was built with CUDA {built}, torch with CUDA {torch_cuda}", stacklevel=4)
+    _check_cuda_version(library.kp_runtime_version_cuda())
     return library
+
+
+def _check_cuda_version(built: int) -> None:
+    """Warn when torch was built with another major version (`built`: 1000 * major + 10 * minor, 0 for the emulator)."""
+    if built and torch.version.cuda and built // 1000 != int(torch.version.cuda.split(".")[0]):
+        built_name = f"{built // 1000}.{built % 1000 // 10}"
+        warnings.warn(
+            f"kpconv_ops was built with CUDA {built_name}, torch with CUDA {torch.version.cuda}: "
+            "if the driver supports only one of them, reinstall kpconv_ops with that CUDA toolkit",
+            stacklevel=2,
+        )
 
 
 CUDA_LIBRARY = _FOLDER / "libkpconv_cuda.so"

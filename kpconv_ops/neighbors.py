@@ -1,7 +1,6 @@
 """Neighbourhoods of points: every support within a radius, or the nearest one."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,10 +17,19 @@ class Neighbors:
     indices: Tensor  # [E] int32, packed rows of the supports
     splits: Tensor  # [M + 1] int64
     num_supports: int
+    _transposed: list["Neighbors"] = field(default_factory=list, init=False, repr=False)
 
-    @cached_property
+    @property
     def transposed(self) -> "Neighbors":
-        """For every support the queries that see it, ascending. What a gather's gradient gathers from."""
+        """For every support the queries that see it, ascending: what the gradient of a gather gathers from.
+
+        Computed once.
+        """
+        if not self._transposed:  # not functools.cached_property: torch.compile cannot trace its lock
+            self._transposed.append(self._transpose())
+        return self._transposed[0]
+
+    def _transpose(self) -> "Neighbors":
         queries = torch.arange(len(self.splits) - 1, dtype=torch.int32, device=self.indices.device)
         queries = queries.repeat_interleave(self.splits.diff(), output_size=len(self.indices))
         supports, order = torch.sort(self.indices, stable=True)

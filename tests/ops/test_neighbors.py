@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from kpconv_ops import nearest, radius_search, reference
+from kpconv_ops import grid_subsample, nearest, radius_search, reference
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -198,6 +198,24 @@ def test_operators_are_registered_properly():
     torch.library.opcheck(torch.ops.kpconv_ops.radius_search, (*batch, 0.3, None))
     torch.library.opcheck(torch.ops.kpconv_ops.radius_search, (*batch, 0.3, 2))
     torch.library.opcheck(torch.ops.kpconv_ops.nearest, batch)
+
+
+def test_one_compiled_graph_holds_the_whole_pyramid_step():
+    """torch.compile traces subsampling and searches without a graph break and gives the same numbers and gradient."""
+
+    def step(points, offsets, features):
+        coarse = grid_subsample(points, offsets, 0.3, features)
+        found = radius_search(coarse.points, coarse.offsets, points, offsets, 0.3)
+        rows, distances = nearest(points, offsets, coarse.points, coarse.offsets)
+        return coarse.features[rows].square().sum() + distances.sum(), found.indices, found.transposed.indices
+
+    points, offsets = packed([40, 0, 30], torch.float32)
+    features = torch.rand(70, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = step(points, offsets, features)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(points, offsets, features)
+    assert torch.equal(plain[1], compiled[1]) and torch.equal(plain[2], compiled[2])
+    gradients = [torch.autograd.grad(result[0], features)[0] for result in (plain, compiled)]
+    assert torch.equal(*gradients)
 
 
 def test_coordinates_get_no_gradient():
