@@ -7,7 +7,7 @@ from .loader import train_loader
 from .pairs import PairSampler, collate_pairs
 from .rooms import generate_rooms
 from .store import GridCloud, Scene, SceneStore, grid_cloud, prepare
-from .weak_labels import draw, weak_labels
+from .weak_labels import draw, label_table, weak_labels
 
 __all__ = [
     "BallSampler",
@@ -26,6 +26,7 @@ __all__ = [
     "draw",
     "generate_rooms",
     "grid_cloud",
+    "label_table",
     "make_sample",
     "network_features",
     "prepare",

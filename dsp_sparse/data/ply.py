@@ -94,9 +94,8 @@ def load(path: Path, config: PlyConfig) -> RawCloud:
     if config.label is None:
         return cloud
     ids, inverse = np.unique(columns(vertices, path, [config.label]).astype(np.int64), return_inverse=True)
-    table = {i: c for c, listed in enumerate(config.classes.values()) for i in listed} | dict.fromkeys(
-        config.ignore, -1
-    )
+    table = dict.fromkeys(config.ignore, -1)
+    table |= {i: label for label, listed in enumerate(config.classes.values()) for i in listed}
     unknown = [int(i) for i in ids if i not in table]
     if unknown:
         raise UserError(f"{path}: {config.label} has the ids {unknown}, expected only ids listed in classes or ignore")

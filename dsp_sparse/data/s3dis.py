@@ -75,11 +75,10 @@ def read_points(path: Path) -> np.ndarray:
         values = None
     if values is None or values.shape[1] != 6:
         raise UserError(f"{path}:{_first_bad_line(data)}, expected six numbers x y z r g b")
-    outside = np.flatnonzero(((values[:, 3:] < 0) | (values[:, 3:] > 255)).any(1))
-    if len(outside):
-        raise UserError(
-            f"{path}: colour {values[outside[0], 3:].tolist()} of point {outside[0] + 1}, expected 0 to 255"
-        )
+    outside = ((values[:, 3:] < 0) | (values[:, 3:] > 255)).any(1)
+    if outside.any():
+        point = int(outside.argmax())
+        raise UserError(f"{path}: colour {values[point, 3:].tolist()} of point {point + 1}, expected 0 to 255")
     return values
 
 

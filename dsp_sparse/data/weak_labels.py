@@ -1,6 +1,7 @@
 """Weak labels: the few points of a scene whose label training may see."""
 
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def weak_labels(store: SceneStore, rate: float, seed: int) -> list[np.ndarray]:
         raise UserError(f"label seed must not be negative, got {seed}")
     folder = store.path / "weak" / f"rate-{float(rate)!r}-seed-{seed}"
     return [np.where(_mask(scene, folder, rate, seed), scene.labels, -1) for scene in store.scenes]
+
+
+def label_table(store: SceneStore, labels: Sequence[np.ndarray]) -> str:
+    """Lines of a table for people: per class its grid points, and how many of them `labels` (per scene) label."""
+    num_classes = len(store.classes)
+
+    def counts(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        return sum(np.bincount(a[a >= 0], minlength=num_classes) for a in arrays)
+
+    rows = zip(store.classes, counts(s.labels for s in store.scenes), counts(labels), strict=True)
+    width = max(map(len, [*store.classes, "class"]))
+    lines = [f"{'class':{width}}  {'points':>10}  {'labelled':>10}  {'share':>8}"]
+    for name, points, labelled in rows:
+        lines.append(f"{name:{width}}  {points:10d}  {labelled:10d}  {labelled / max(points, 1):8.2%}")
+    return "\n".join(lines)
 
 
 def _mask(scene: Scene, folder: Path, rate: float, seed: int) -> np.ndarray:

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from dsp_sparse.data import s3dis
+from dsp_sparse.errors import UserError
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """The Annotations folder of a room with one chair of two points."""
+    folder = tmp_path / "Area_5" / "hallway_6" / "Annotations"
+    folder.mkdir(parents=True)
+    (folder / "chair_1.txt").write_text("1.5 2.5 -0.25 255 0 51\n2 3 4 0 0 0\n")
+    return folder
+
+
+def load(annotations):
+    (scene,) = s3dis.scenes(annotations.parents[2]).scenes
+    return scene.read()
+
+
+def test_a_room_is_its_annotation_files_in_order(annotations):
+    (annotations / "ceiling_1.txt").write_text("0 0 3 255 255 255\n")
+    (annotations / "chair_2.txt").write_text("")
+    dataset = s3dis.scenes(annotations.parents[2])
+    assert [(s.name, s.group) for s in dataset.scenes] == [("Area_5_hallway_6", "Area_5")]
+    cloud = dataset.scenes[0].read()
+    assert cloud.points.dtype == np.float64
+    np.testing.assert_array_equal(cloud.points, [[0, 0, 3], [1.5, 2.5, -0.25], [2, 3, 4]])
+    np.testing.assert_allclose(cloud.features, [[1, 1, 1], [1, 0, 0.2], [0, 0, 0]], rtol=1e-6)
+    assert [dataset.classes[label] for label in cloud.labels] == ["ceiling", "chair", "chair"]
+
+
+def test_unknown_class_names_count_as_clutter(annotations):
+    (annotations / "stairs_1.txt").write_text("0 0 0 1 2 3\n")
+    assert load(annotations).labels.tolist() == [s3dis.CLASSES.index("chair")] * 2 + [s3dis.CLASSES.index("clutter")]
+
+
+@pytest.mark.parametrize("line", [b"-22.5 -4.75 3.0 1\x1085 187 182\n", b"-22.5 -4.75 3.0 185\x10187 182\n"])
+def test_a_stray_control_byte_does_not_change_the_numbers(annotations, line):
+    (annotations / "chair_1.txt").write_bytes(b"1 2 3 4 5 6\n" + line)
+    cloud = load(annotations)
+    np.testing.assert_array_equal(cloud.points[1], [-22.5, -4.75, 3.0])
+    np.testing.assert_allclose(cloud.features[1] * 255, [185, 187, 182], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("1 2 3 4 5", "chair_1.txt:3: '1 2 3 4 5'"),
+        ("1 2 3 4 5 6 7", "chair_1.txt:3"),
+        ("1 2 three 4 5 6", "chair_1.txt:3"),
+        ("1 2 nan 4 5 6", "hallway_6: 1 of 3 points have coordinates that are not finite"),
+        ("1 2 3 4 5 600", r"chair_1.txt: colour \[4.0, 5.0, 600.0\] of point 3, expected 0 to 255"),
+    ],
+)
+def test_a_bad_line_is_named(annotations, line, problem):
+    with (annotations / "chair_1.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=problem) as error:
+        load(annotations)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_whose_lines_all_have_five_numbers_is_bad(annotations):
+    (annotations / "chair_1.txt").write_text("1 2 3 4 5\n" * 6)
+    with pytest.raises(UserError, match=r"chair_1.txt:1: '1 2 3 4 5', expected six numbers"):
+        load(annotations)
+
+
+def test_what_is_missing_is_named(annotations, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        s3dis.scenes(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no rooms found"):
+        s3dis.scenes(annotations)
+    (annotations / "chair_1.txt").write_text("")
+    with pytest.raises(UserError, match="hallway_6: the cloud is empty"):
+        load(annotations)
+    (annotations / "chair_1.txt").unlink()
+    with pytest.raises(UserError, match="hallway_6: no Annotations"):
+        s3dis.scenes(tmp_path)
+
+
+def test_real_room(real_data):
+    (scene,) = s3dis.scenes(real_data / "s3dis" / "Stanford3dDataset_v1.2_Aligned_Version").scenes
+    cloud = scene.read()
+    assert (scene.name, scene.group, len(cloud.points)) == ("Area_3_hallway_3", "Area_3", 175_075)
+    names = {s3dis.CLASSES[label] for label in np.unique(cloud.labels)}
+    assert names == {"ceiling", "clutter", "door", "floor", "wall"}
+    floor, ceiling = (np.median(cloud.points[cloud.labels == s3dis.CLASSES.index(c), 2]) for c in ("floor", "ceiling"))
+    assert 2 < ceiling - floor < 3
