@@ -59,8 +59,8 @@ def _load_cpu() -> ctypes.CDLL:
 def _load_cuda(path: Path) -> ctypes.CDLL:
     if not path.exists():
         raise RuntimeError(
-            "kpconv_ops was built without its CUDA library (no nvcc was found): reinstall with a CUDA toolkit, "
-            "KPCONV_OPS_CUDA=1 pip install --no-deps --force-reinstall --no-cache-dir, or move the tensors to the CPU"
+            "kpconv_ops was built without its CUDA library: move the tensors to the CPU, or run "
+            "`KPCONV_OPS_CUDA=1 pip install --no-deps --force-reinstall .` in its source folder"
         )
     library = _load(path, "_cuda")
     _check_cuda_version(library.kp_runtime_version_cuda())

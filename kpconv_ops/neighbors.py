@@ -66,7 +66,7 @@ def radius_search(
     _check_search(queries, query_offsets, supports, support_offsets)
     check_positive("radius", radius)
     limits = torch.finfo(queries.dtype)
-    if not limits.tiny <= radius**2 <= limits.max:
+    if not limits.tiny <= radius * radius <= limits.max:
         raise ValueError(f"radius must have a square between {limits.tiny:.3g} and {limits.max:.3g}, got {radius}")
     if max_neighbors is not None:
         if isinstance(max_neighbors, bool) or not isinstance(max_neighbors, int):

@@ -6,7 +6,7 @@ into pip's temporary build environment (about 100 MB).
 
 import os
 import shutil
-import sysconfig
+import sys
 from pathlib import Path
 
 from setuptools import build_meta
@@ -32,7 +32,7 @@ def find_nvcc() -> str | None:
     candidates = [Path(home, "bin", "nvcc") for home in homes]
     candidates += [Path(found)] if (found := shutil.which("nvcc")) else []
     candidates += [Path("/usr/local/cuda/bin/nvcc")]
-    candidates += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
+    candidates += [path for folder in sys.path for path in sorted(Path(folder).glob("nvidia/cu*/bin/nvcc"))]
     return next((str(path) for path in candidates if os.access(path, os.X_OK)), None)
 
 

@@ -264,6 +264,7 @@ BAD_RADII = [
     ({"radius": -1.0}, ValueError, "radius must be positive and finite, got -1.0"),
     ({"radius": float("inf")}, ValueError, "radius must be positive and finite"),
     ({"radius": 1e-25}, ValueError, "radius must have a square between"),
+    ({"radius": 1e200}, ValueError, "radius must have a square between"),
     ({"radius": None}, TypeError, "radius must be a number, got NoneType"),
     ({"max_neighbors": 0}, ValueError, "max_neighbors must be at least 1, got 0"),
     ({"max_neighbors": 2.5}, TypeError, "max_neighbors must be an int or None, got float"),
