@@ -1,6 +1,27 @@
 """Operators on packed point sets and sparse voxels, on CPU and CUDA, in PyTorch."""
 
+from .kernel_points import kernel_points
+from .kpconv import kpconv
 from .neighbors import Neighbors, nearest, radius_search
+from .pooling import max_pool
+from .sparse import scatter_mean, sparse_conv
 from .subsample import GridSubsample, grid_subsample
+from .voxels import KernelMap, Voxels, kernel_map, stride_coords, voxelize
 
-__all__ = ["GridSubsample", "Neighbors", "grid_subsample", "nearest", "radius_search"]
+__all__ = [
+    "GridSubsample",
+    "KernelMap",
+    "Neighbors",
+    "Voxels",
+    "grid_subsample",
+    "kernel_map",
+    "kernel_points",
+    "kpconv",
+    "max_pool",
+    "nearest",
+    "radius_search",
+    "scatter_mean",
+    "sparse_conv",
+    "stride_coords",
+    "voxelize",
+]

@@ -1,6 +1,7 @@
 """Plain-torch oracle of every operator: the definition, written to be read. Slow, shares nothing with native code."""
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,3 +66,117 @@ def _squared_distances(queries, query_offsets, supports, support_offsets):
         for query in range(query_begin, query_end):
             x, y, z = (queries[query] - supports[begin:end]).square().unbind(1)
             yield query, x + y + z, begin
+
+
+# ---- convolution, pooling, sparse voxels
+
+
+def kpconv(
+    features, queries, supports, nb, kernel_points, weights, extent, influence="linear", aggregation="sum"
+) -> Tensor:
+    """Rigid kernel point convolution, every (neighbour, kernel point) pair written out: `[E, P, Cin]` in memory."""
+    wide = _accumulator(features.dtype)
+    rows, cols = _edges(nb)
+    squared = (supports[cols] - queries[rows])[:, None].sub(kernel_points).square().sum(-1)
+    if influence == "linear":
+        strength = (1 - squared.sqrt() / extent).clamp(min=0)
+    elif influence == "constant":
+        strength = torch.ones_like(squared)
+    else:
+        strength = torch.exp(-squared / (2 * (0.3 * extent) ** 2 + 1e-9))
+    if aggregation == "closest":
+        nearest = squared.sort(1, stable=True).indices[:, :1]
+        strength = torch.zeros_like(strength).scatter(1, nearest, strength.gather(1, nearest))
+    pairs = strength.to(wide)[:, :, None] * features[cols].to(wide)[:, None]
+    aggregate = pairs.new_zeros(len(queries), *pairs.shape[1:]).index_add(0, rows, pairs)
+    return torch.einsum("mpc,pcd->md", aggregate, weights.to(wide)).to(features.dtype)
+
+
+def max_pool(features, nb) -> Tensor:
+    """Maximum of every neighbourhood, one query after another."""
+    zero = features.new_zeros(features.shape[1])
+    bounds = nb.splits.tolist()
+    hoods = (nb.indices[a:b].long() for a, b in itertools.pairwise(bounds))
+    return torch.stack([features[hood].max(0).values if len(hood) else zero for hood in hoods] or [zero])[
+        : len(bounds) - 1
+    ]
+
+
+def scatter_mean(features, inverse, num_rows) -> Tensor:
+    """Mean of the rows that share a target."""
+    wide = features.to(_accumulator(features.dtype))
+    total = wide.new_zeros(num_rows, features.shape[1]).index_add(0, inverse, wide)
+    count = torch.bincount(inverse, minlength=num_rows).clamp(min=1)
+    return (total / count[:, None]).to(features.dtype)
+
+
+class Voxels(NamedTuple):
+    coords: Tensor
+    offsets: Tensor
+    inverse: Tensor
+
+
+class KernelMap(NamedTuple):
+    in_rows: Tensor
+    out_rows: Tensor
+    splits: Tensor
+
+
+def voxelize(points, offsets, voxel_size) -> Voxels:
+    """Occupied cells, found with `torch.unique` on rows."""
+    return _unique_voxels(torch.floor(points / voxel_size).long(), offsets)
+
+
+def stride_coords(coords, offsets, stride) -> Voxels:
+    """Occupied cells of the coarser grid."""
+    return _unique_voxels(torch.div(coords, stride, rounding_mode="floor") * stride, offsets)
+
+
+def kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation=1) -> KernelMap:
+    """Pairs of every tap, looked up one by one in a dictionary."""
+    start = -(kernel_size // 2) if kernel_size % 2 else 0
+    axis = [(start + i) * dilation for i in range(kernel_size)]
+    row_of = {cell: row for row, cell in enumerate(_cells(in_coords, in_offsets))}
+    out_cells = _cells(out_coords, out_offsets)
+    in_rows, out_rows, splits = [], [], [0]
+    for dz, dy, dx in itertools.product(axis, axis, axis):  # the last loop is the fastest: x
+        for row, (sample, x, y, z) in enumerate(out_cells):
+            neighbour = row_of.get((sample, x + dx, y + dy, z + dz))
+            if neighbour is not None:
+                in_rows.append(neighbour)
+                out_rows.append(row)
+        splits.append(len(in_rows))
+    return KernelMap(*(torch.tensor(rows, dtype=torch.int32) for rows in (in_rows, out_rows)), torch.tensor(splits))
+
+
+def sparse_conv(features, weights, kernel_map) -> Tensor:
+    """`out[o] += features[i] @ weights[k]` over the pairs (i, o) of every tap k."""
+    wide = _accumulator(features.dtype)
+    out = torch.zeros(kernel_map.num_out, weights.shape[2], dtype=wide)
+    for tap, (a, b) in enumerate(itertools.pairwise(kernel_map.splits.tolist())):
+        product_rows = features[kernel_map.in_rows[a:b].long()].to(wide) @ weights[tap].to(wide)
+        out = out.index_add(0, kernel_map.out_rows[a:b].long(), product_rows)
+    return out.to(features.dtype)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _edges(nb) -> tuple[Tensor, Tensor]:
+    """Query row and support row of every neighbour pair."""
+    lengths = nb.splits.diff()
+    return torch.arange(len(lengths)).repeat_interleave(lengths), nb.indices.long()
+
+
+def _unique_voxels(coords: Tensor, offsets: Tensor) -> Voxels:
+    """Unique cells, ordered by (sample, z, y, x)."""
+    sample = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+    cells, inverse = torch.cat([sample[:, None], coords.flip(1)], 1).unique(dim=0, return_inverse=True)
+    lengths = torch.bincount(cells[:, 0], minlength=len(offsets) - 1)
+    return Voxels(cells[:, 1:].flip(1), torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), inverse)
+
+
+def _cells(coords: Tensor, offsets: Tensor) -> list[tuple[int, int, int, int]]:
+    samples = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()).tolist()
+    return [(sample, *cell) for sample, cell in zip(samples, coords.tolist(), strict=True)]

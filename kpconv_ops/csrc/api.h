@@ -23,8 +23,8 @@
 KP_OP(kp_cell_keys)(int dtype, const void* points, int64_t n, const int64_t* offsets, const double* boxes,
                     const int64_t* cells, int64_t batch, int64_t* keys, int device, void* stream);
 
-// Segment s holds the rows order[splits[s]] to order[splits[s + 1]] (not included) of values [*, channels]; no segment
-// is empty. Writes the mean [segments, channels] of each, summed in float64.
+// Segment s holds the rows order[splits[s]] to order[splits[s + 1]] (not included) of values [*, channels]. Writes the
+// mean [segments, channels] of each, summed in float64; 0 for an empty segment.
 KP_OP(kp_segment_mean)(int dtype, const void* values, int64_t channels, const int64_t* order, const int64_t* splits,
                        int64_t segments, void* means, int device, void* stream);
 
@@ -56,3 +56,38 @@ KP_OP(kp_nearest)(int dtype, const void* queries, int64_t num_queries, const int
                   const int64_t* query_order, const void* supports, const int64_t* support_rows, const int64_t* keys,
                   int64_t num_supports, const double* boxes, const int64_t* cells, int64_t batch, int64_t* indices,
                   void* distances, int device, void* stream);
+
+// ---- convolution: neighbourhoods are CSR, query i has the supports indices[splits[i]] to indices[splits[i + 1]]
+
+// aggregate [num_queries, num_kernel_points, channels] of `dtype`: for each kernel point the sum of the neighbours'
+// features times its influence (0 linear, 1 constant, 2 gaussian) on them. queries, supports and kernel_points are
+// [., 3] of `geometry`. splits may be a slice of a longer array; num_indices is the length of all of `indices`.
+KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
+                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, const int32_t* indices,
+                    int64_t num_indices, const int64_t* splits, const void* features, int64_t channels, double extent,
+                    int influence, int closest, void* aggregate, int device, void* stream);
+
+// values [num_queries, channels]: maximum over each neighbourhood (0 if empty; NaN wins); winners: the support row it
+// comes from, the first in a tie, -1 if empty.
+KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
+                   int64_t num_indices, const int64_t* splits, int64_t num_queries, void* values, int32_t* winners,
+                   int device, void* stream);
+
+// out [num_supports, channels]: the gradients of the queries (listed by the transposed neighbourhoods) that a support won.
+KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winners, int64_t num_queries,
+                            int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                            int64_t num_supports, void* out, int device, void* stream);
+
+// ---- sparse voxels
+
+// out [num_rows, channels] = features[rows]; rows outside [0, num_features) are an error on the CPU, zeros on CUDA.
+KP_OP(kp_gather_rows)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
+                      int64_t num_rows, void* out, int device, void* stream);
+
+// out[rows] += values, for rows that are all different. `out` is float32, or float64 when dtype is.
+KP_OP(kp_add_rows)(int dtype, const void* values, int64_t channels, const int32_t* rows, int64_t num_rows, void* out,
+                   int64_t num_out, int device, void* stream);
+
+// hits [num_shifts, num_queries]: position of queries[i] + shifts[k] in the ascending `keys`, or -1.
+KP_OP(kp_find_keys)(const int64_t* keys, int64_t num_keys, const int64_t* queries, int64_t num_queries,
+                    const int64_t* shifts, int64_t num_shifts, int32_t* hits, int device, void* stream);

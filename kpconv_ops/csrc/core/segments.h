@@ -4,9 +4,10 @@
 
 namespace kp {
 
-// The mean of one channel of n rows. Summing differences from the first row keeps coordinates far from zero exact.
+// The mean of one channel of n rows, 0 of none. Summing differences from the first row keeps coordinates far from zero exact.
 template <class T>
 KP_HD T mean_of(const T* channel, int64_t channels, const int64_t* rows, int64_t n) {
+  if (n == 0) return static_cast<T>(0);
   double first = static_cast<double>(channel[rows[0] * channels]), sum = 0;
   for (int64_t i = 1; i < n; i++) sum += static_cast<double>(channel[rows[i] * channels]) - first;
   return static_cast<T>(first + sum / static_cast<double>(n));

@@ -1,0 +1,26 @@
+"""What half precision needs: autocast for native operators, and sums in a wider type."""
+
+import torch
+from torch import Tensor
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, in the autocast type where autocast is on; float64 stays, as in torch's own operators."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums over features of `dtype` are formed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, where `total` may be wider than the factors."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

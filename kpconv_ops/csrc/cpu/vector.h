@@ -1,0 +1,10 @@
+// Compiles a function for several x86-64 vector widths; the loader picks the widest this processor has.
+#pragma once
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
+#define KP_WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KP_WIDE
+#endif
+// The body of such a function, when it is a template: it must be inlined to take the caller's vector width.
+#define KP_WIDE_BODY inline __attribute__((always_inline))

@@ -1,0 +1,232 @@
+"""Rigid kernel point convolution: a native kernel aggregates features, matrix products do the rest."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_positive, check_tensor
+from ._precision import accumulator, add_product, autocast
+from .neighbors import Neighbors
+
+INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
+AGGREGATIONS = ("sum", "closest")
+MAX_KERNEL_POINTS = 64  # max_kernel_points in csrc/core/influence.h
+
+# The aggregate of a chunk: on the CPU it stays in the cache until the matrix product reads it.
+_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+_MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
+
+
+def kpconv(
+    features: Tensor,
+    queries: Tensor,
+    supports: Tensor,
+    nb: Neighbors,
+    kernel_points: Tensor,
+    weights: Tensor,
+    extent: float,
+    influence: str = "linear",
+    aggregation: str = "sum",
+) -> Tensor:
+    """Rigid kernel point convolution (KPConv, Thomas et al. 2019, Eq. 1-3).
+
+    `out_i = sum_k (sum_j h(|x_j - x_i - p_k|) f_j) W_k` over the neighbours j of query i and the kernel points k, with
+    the influence h at distance d: linear `max(0, 1 - d / extent)`, constant `1`, gaussian `exp(-d^2 / (2 s^2 + 1e-9))`
+    with `s = 0.3 extent`. With aggregation "closest" only the nearest kernel point of each neighbour counts, the first
+    one in a tie. A query without neighbours gets zeros.
+
+    Peak memory beyond the result is one chunk of aggregates, whatever N is. Gradients flow to `features` and
+    `weights`, not to coordinates. The result is the same on every run and for any number of threads. Under autocast
+    features and weights are cast to the autocast type; sums are formed in float32.
+
+    Args:
+        features: `[N, Cin]` of the supports; float32, float64, float16 or bfloat16.
+        queries: `[M, 3]` float32 or float64, any unit, the same for all lengths.
+        supports: `[N, 3]`, dtype of the queries.
+        nb: the supports that each query sees, from `radius_search`.
+        kernel_points: `[P, 3]` relative to the query, P from 1 to 64; converted to the dtype of the queries.
+        weights: `[P, Cin, Cout]`, dtype of the features.
+        extent: the distance at which the linear influence reaches zero.
+
+    Returns:
+        `[M, Cout]`, dtype of the features.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, neighbours of other point sets, an extent that is not positive, an unknown
+            influence or aggregation.
+    """
+    check_tensor("queries", queries, (None, 3), COORDINATE_DTYPES)
+    check_tensor("supports", supports, (None, 3), (queries.dtype,), like=queries)
+    check_tensor("features", features, (len(supports), None), FEATURE_DTYPES, like=queries)
+    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
+    check_neighbors(nb, queries, len(supports))
+    check_positive("extent", extent)
+    if not 1 <= len(kernel_points) <= MAX_KERNEL_POINTS:
+        raise ValueError(f"kernel_points must have 1 to {MAX_KERNEL_POINTS} rows, got {len(kernel_points)}")
+    if influence not in INFLUENCES:
+        raise ValueError(f"influence must be one of {', '.join(INFLUENCES)}, got {influence!r}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+    features, weights = autocast(features, weights)
+    shape = (len(kernel_points), features.shape[1], None)
+    check_tensor("weights", weights, shape, (features.dtype,), like=queries)
+
+    # Computed once for each neighbourhood, whatever the number of layers that use it.
+    seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
+    return torch.ops.kpconv_ops.kpconv(
+        features,
+        weights,
+        queries.detach(),
+        supports.detach(),
+        kernel_points.detach().to(queries.dtype),
+        nb.indices,
+        nb.splits,
+        seen_by and seen_by.indices,
+        seen_by and seen_by.splits,
+        extent,
+        influence,
+        aggregation,
+    )
+
+
+def check_neighbors(nb: Neighbors, queries: Tensor, num_supports: int) -> None:
+    """Neighbourhoods of these queries among `num_supports` supports."""
+    if not isinstance(nb, Neighbors):
+        raise TypeError(f"nb must be Neighbors, got {type(nb).__name__}")
+    if nb.num_supports != num_supports:
+        raise ValueError(f"nb must be neighbours among {num_supports} supports, got neighbours among {nb.num_supports}")
+    check_tensor("nb.splits", nb.splits, (len(queries) + 1,), (torch.int64,), like=queries)
+    check_tensor("nb.indices", nb.indices, (None,), (torch.int32,), like=queries)
+
+
+# seen_by: for every support the queries that see it; needed for the gradient of the features only.
+_GEOMETRY = (
+    "Tensor queries, Tensor supports, Tensor kernel_points, Tensor indices, Tensor splits, "
+    "Tensor? seen_by_indices, Tensor? seen_by_splits, float extent, str influence, str aggregation"
+)
+torch.library.define("kpconv_ops::kpconv", f"(Tensor features, Tensor weights, {_GEOMETRY}) -> Tensor")
+torch.library.define(
+    "kpconv_ops::kpconv_backward",
+    f"(Tensor grad, Tensor features, Tensor weights, {_GEOMETRY}, bool need_features, bool need_weights) "
+    "-> (Tensor grad_features, Tensor grad_weights)",
+)
+
+
+def _aggregates(
+    features, queries, supports, kernel_points, indices, splits, extent, influence, aggregation
+) -> Iterator[tuple[slice, Tensor]]:
+    """Chunk by chunk, query rows and their `[rows, P * C]` aggregate: a weighted sum of features for each kernel point.
+
+    The chunks share one buffer.
+    """
+    features, queries, supports = features.contiguous(), queries.contiguous(), supports.contiguous()
+    kernel_points, indices, splits = kernel_points.contiguous(), indices.contiguous(), splits.contiguous()
+    width = len(kernel_points) * features.shape[1]
+    budget = _CHUNK_BYTES["cuda" if _native.on_cuda(features) else "cpu"]
+    chunk = min(max(budget // max(width * features.element_size(), 1), _MIN_CHUNK_ROWS), len(queries))
+    buffer = features.new_empty(chunk, width)
+    for start in range(0, len(queries), max(chunk, 1)):
+        stop = min(start + chunk, len(queries))
+        _native.call(
+            "kp_aggregate",
+            features,
+            queries.dtype,
+            features.dtype,
+            queries[start:stop],
+            stop - start,
+            supports,
+            len(supports),
+            kernel_points,
+            len(kernel_points),
+            indices,
+            len(indices),
+            splits[start:],
+            features,
+            features.shape[1],
+            extent,
+            INFLUENCES[influence],
+            aggregation == "closest",
+            buffer,
+        )
+        yield slice(start, stop), buffer[: stop - start]
+
+
+@torch.library.impl("kpconv_ops::kpconv", ("cpu", "cuda"))
+def _kpconv(features, weights, queries, supports, kernel_points, indices, splits, _indices, _splits, *rule):
+    out = features.new_empty(len(queries), weights.shape[2])
+    matrix = weights.flatten(0, 1)
+    for rows, aggregate in _aggregates(features, queries, supports, kernel_points, indices, splits, *rule):
+        torch.mm(aggregate, matrix, out=out[rows])
+    return out
+
+
+@torch.library.register_fake("kpconv_ops::kpconv")
+def _kpconv_fake(features, weights, queries, *_):
+    return features.new_empty(queries.shape[0], weights.shape[2])
+
+
+@torch.library.impl("kpconv_ops::kpconv_backward", ("cpu", "cuda"))
+def _kpconv_backward(
+    grad,
+    features,
+    weights,
+    queries,
+    supports,
+    kernel_points,
+    indices,
+    splits,
+    seen_by_indices,
+    seen_by_splits,
+    extent,
+    influence,
+    aggregation,
+    need_features,
+    need_weights,
+):
+    rule = (extent, influence, aggregation)
+    num_points, in_channels, out_channels = weights.shape
+    sums = {"dtype": accumulator(features.dtype)}
+    if not need_features:
+        grad_weights = features.new_zeros(num_points * in_channels, out_channels, **sums)
+        for rows, aggregate in _aggregates(features, queries, supports, kernel_points, indices, splits, *rule):
+            add_product(grad_weights, aggregate.t(), grad[rows])
+        return features.new_empty(0), grad_weights.view_as(weights).to(weights.dtype)
+    # The same aggregate with the roles swapped: a support gathers the gradients of the queries that see it. Looking
+    # from the support to the query turns the kernel points round. It serves both gradients.
+    grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+    grad_weights = features.new_zeros(in_channels, num_points * out_channels, **sums)
+    matrix = weights.transpose(1, 2).flatten(0, 1)
+    for rows, aggregate in _aggregates(grad, supports, queries, -kernel_points, seen_by_indices, seen_by_splits, *rule):
+        torch.mm(aggregate, matrix, out=grad_features[rows])
+        if need_weights:
+            add_product(grad_weights, features[rows].t(), aggregate)
+    grad_weights = grad_weights.view(in_channels, num_points, out_channels).transpose(0, 1)
+    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
+
+
+@torch.library.register_fake("kpconv_ops::kpconv_backward")
+def _kpconv_backward_fake(grad, features, weights, *geometry_and_needs):
+    need_features, need_weights = geometry_and_needs[-2:]
+    return (
+        features.new_empty(features.shape if need_features else 0),
+        weights.new_empty(weights.shape if need_weights else 0),
+    )
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.extent, ctx.influence, ctx.aggregation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    needed = ctx.needs_input_grad[:2]
+    grads = torch.ops.kpconv_ops.kpconv_backward(
+        grad, *ctx.saved_tensors, ctx.extent, ctx.influence, ctx.aggregation, *needed
+    )
+    return *(g if need else None for g, need in zip(grads, needed, strict=True)), *[None] * 10
+
+
+torch.library.register_autograd("kpconv_ops::kpconv", _backward, setup_context=_setup)

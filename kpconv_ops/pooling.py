@@ -1,0 +1,116 @@
+"""Maximum over neighbourhoods."""
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import FEATURE_DTYPES, check_tensor
+from .neighbors import Neighbors
+
+
+def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
+    """Maximum of the features over each neighbourhood, channel by channel.
+
+    A query without neighbours gets zeros; a NaN in a neighbourhood gives NaN. The gradient goes to the neighbour that
+    the maximum comes from, the first one of `nb` in a tie. The result is the same on every run.
+
+    Args:
+        features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
+        nb: the supports that each of M queries sees, each at most once, from `radius_search`.
+
+    Returns:
+        `[M, C]`, dtype of the features.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, neighbours of other point sets.
+    """
+    check_tensor("features", features, (None, None), FEATURE_DTYPES)
+    if not isinstance(nb, Neighbors):
+        raise TypeError(f"nb must be Neighbors, got {type(nb).__name__}")
+    if nb.num_supports != len(features):
+        raise ValueError(
+            f"nb must be neighbours among {len(features)} features, got neighbours among {nb.num_supports}"
+        )
+    seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
+    return torch.ops.kpconv_ops.max_pool(
+        features, nb.indices, nb.splits, seen_by and seen_by.indices, seen_by and seen_by.splits
+    )[0]
+
+
+# winners [M, C] int32: the support that each maximum comes from, -1 without neighbours. seen_by: for every support the
+# queries that see it; needed for the gradient only.
+torch.library.define(
+    "kpconv_ops::max_pool",
+    "(Tensor features, Tensor indices, Tensor splits, Tensor? seen_by_indices, Tensor? seen_by_splits) "
+    "-> (Tensor values, Tensor winners)",
+)
+torch.library.define(
+    "kpconv_ops::max_pool_backward",
+    "(Tensor grad, Tensor winners, Tensor seen_by_indices, Tensor seen_by_splits) -> Tensor",
+)
+
+
+@torch.library.impl("kpconv_ops::max_pool", ("cpu", "cuda"))
+def _max_pool(features, indices, splits, _indices, _splits):
+    features, indices, splits = features.contiguous(), indices.contiguous(), splits.contiguous()
+    (num_supports, channels), num_queries = features.shape, len(splits) - 1
+    values = features.new_empty(num_queries, channels)
+    winners = indices.new_empty(num_queries, channels)
+    _native.call(
+        "kp_max_pool",
+        features,
+        features.dtype,
+        features,
+        num_supports,
+        channels,
+        indices,
+        len(indices),
+        splits,
+        num_queries,
+        values,
+        winners,
+    )
+    return values, winners
+
+
+@torch.library.register_fake("kpconv_ops::max_pool")
+def _max_pool_fake(features, indices, splits, _indices, _splits):
+    shape = (splits.shape[0] - 1, features.shape[1])
+    return features.new_empty(shape), indices.new_empty(shape)
+
+
+@torch.library.impl("kpconv_ops::max_pool_backward", ("cpu", "cuda"))
+def _max_pool_backward(grad, winners, indices, splits):
+    grad, num_supports = grad.contiguous(), len(splits) - 1
+    out = grad.new_empty(num_supports, grad.shape[1])
+    _native.call(
+        "kp_max_pool_backward",
+        grad,
+        grad.dtype,
+        grad,
+        winners,
+        *grad.shape,
+        indices,
+        len(indices),
+        splits,
+        num_supports,
+        out,
+    )
+    return out
+
+
+@torch.library.register_fake("kpconv_ops::max_pool_backward")
+def _max_pool_backward_fake(grad, winners, indices, splits):
+    return grad.new_empty(splits.shape[0] - 1, grad.shape[1])
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(output[1], *inputs[3:])
+
+
+def _backward(ctx, grad, _):
+    return torch.ops.kpconv_ops.max_pool_backward(grad, *ctx.saved_tensors), None, None, None, None
+
+
+torch.library.register_autograd("kpconv_ops::max_pool", _backward, setup_context=_setup)
