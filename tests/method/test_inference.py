@@ -36,7 +36,7 @@ class KnownScene(GridCloud):
     index = 4
 
 
-def scene_of(points=600, classes=3, seed=0) -> KnownScene:
+def scene_of(points=200, classes=3, seed=0) -> KnownScene:
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, points)
     inverse = np.concatenate([np.arange(points), generator.integers(0, points, points)]).astype(np.int32)
@@ -57,8 +57,8 @@ def test_every_point_is_seen_often_enough(votes):
     probabilities = predict_probabilities(branch, scene, Voting(radius=1.0, votes=votes), progress=False)
     seen = np.bincount(np.concatenate([ball.rows for ball in branch.balls]), minlength=len(scene.points))
     assert seen.min() >= votes
-    assert probabilities.shape == (600, 3) and probabilities.dtype == torch.float32
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(600))
+    assert probabilities.shape == (200, 3) and probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(200))
 
 
 def test_probabilities_are_the_mean_over_the_balls_that_saw_a_point():
@@ -108,17 +108,17 @@ def test_scores_are_on_every_original_point():
     """Predictions are carried back to each original point; all right on the grid is all right on the originals."""
     scenes = [scene_of(seed=0), scene_of(seed=1)]
     results = evaluate(KnownBranch(4), scenes, ["a", "b", "c", "absent"], Voting(radius=1.0))
-    assert results["points"] == 2400 and results["grid"]["points"] == 1200 and results["scenes"] == 2
+    assert results["points"] == 800 and results["grid"]["points"] == 400 and results["scenes"] == 2
     assert results["miou"] == results["grid"]["miou"] == results["overall_accuracy"] == results["mean_accuracy"] == 1
     assert results["iou"] == {"a": 1, "b": 1, "c": 1, "absent": None}
-    assert np.diag(results["confusion"]).sum() == 2400
+    assert np.diag(results["confusion"]).sum() == 800
     assert results["seconds"] > 0
 
 
 def test_original_labels_decide_not_those_of_the_grid():
     """A cell holds points of several classes: the score on original points counts each with its own label."""
     scene = scene_of(classes=2)
-    scene.original_labels[:150] = 1 - scene.original_labels[:150]
+    scene.original_labels[:50] = 1 - scene.original_labels[:50]
     results = evaluate(KnownBranch(2), [scene], ["a", "b"], Voting(radius=1.0))
     assert results["grid"]["overall_accuracy"] == 1
-    assert results["overall_accuracy"] == pytest.approx(1050 / 1200)
+    assert results["overall_accuracy"] == pytest.approx(350 / 400)
