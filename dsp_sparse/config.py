@@ -7,7 +7,6 @@ from .backbones.kpfcnn import KPFCNNConfig
 from .backbones.minkunet import MinkUNetConfig
 from .errors import UserError
 
-
 Backbone = Literal["kpfcnn", "minkunet"]
 Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
 
