@@ -56,6 +56,15 @@ def test_nearest_equals_the_oracle(device, dtype, query_sizes, support_sizes):
     assert_nearest(device, *packed(query_sizes, dtype, 1), *packed(support_sizes, dtype, 2))
 
 
+@pytest.mark.parametrize("shape", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.01), (1.0, 0.0, 0.0)])
+def test_nearest_is_never_beyond_the_cells_that_were_looked_at(device, shape):
+    """Many queries, inside and around the supports' box, against the whole matrix of distances."""
+    queries, query_offsets = packed([1500], torch.float64, 1, 1.4 * torch.tensor(shape) + 0.01)
+    supports, support_offsets = packed([300], torch.float64, 2, torch.tensor(shape))
+    rows, _ = nearest(*on(device, queries, query_offsets, supports, support_offsets))
+    assert torch.equal(rows.cpu(), (queries[:, None] - supports).square().sum(dim=-1).argmin(dim=1))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("radius", [0.1, 0.3, 1.0, 50.0])
 def test_lattice_points_at_exactly_the_radius(device, dtype, radius):
