@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -71,4 +72,6 @@ def train_loader(
         batch_sampler=PairSampler(scenes, weak_labels, **where) if pairs else BallSampler(scenes, **where),
         collate_fn=collate_pairs if pairs else collate,
         num_workers=data.workers,
+        # A generator of its own: starting an epoch must not move torch's global one.
+        generator=torch.Generator(),
     )

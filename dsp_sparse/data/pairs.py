@@ -50,8 +50,9 @@ class PairSampler:
         # class -> scene -> rows of its labelled points
         self.labelled: dict[int, dict[int, np.ndarray]] = {}
         for index, labels in enumerate(weak_labels):
-            for label in np.unique(labels[labels >= 0]):
-                self.labelled.setdefault(int(label), {})[index] = np.flatnonzero(labels == label)
+            rows = np.flatnonzero(labels >= 0)
+            for label in np.unique(labels[rows]):
+                self.labelled.setdefault(int(label), {})[index] = rows[labels[rows] == label]
         self.classes = sorted(c for c, where in self.labelled.items() if sum(map(len, where.values())) > 1)
         if not self.classes:
             raise UserError(

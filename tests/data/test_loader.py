@@ -36,10 +36,14 @@ def test_batches_do_not_depend_on_the_number_of_workers(rooms_store, pairs):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_an_epoch_is_a_function_of_seed_and_epoch(rooms_store, pairs):
+    """Global random states neither decide the batches nor are moved by them."""
     first = epoch_of(rooms_store, pairs)
     torch.manual_seed(1)
     np.random.seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1]
     assert same(first, epoch_of(rooms_store, pairs))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
     assert same(first[:2], epoch_of(rooms_store, pairs, steps=2))
     assert not same(first[:1], first[1:2])
     for other in ({"seed": 1}, {"epoch": 1}):
