@@ -156,8 +156,8 @@ def _train_stage(
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed that depends on all of `numbers`, none of them negative."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    """A seed that depends on all of `numbers`, none of them negative, and on how many there are."""
+    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
 
 
 def pick_device(name: str) -> torch.device:

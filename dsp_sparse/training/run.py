@@ -87,7 +87,7 @@ def load_config(folder: str | Path) -> TrainConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, "run")
     try:
-        return parser.instantiate_classes(parser.parse_object({"run": settings})).run
+        return parser.instantiate(parser.parse_object({"run": settings})).run
     except Exception as error:  # jsonargparse lets the error of whatever value it met through
         raise UserError(f"{path}: not the settings of a run ({str(error).strip().splitlines()[0]})") from None
 

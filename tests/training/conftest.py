@@ -47,7 +47,7 @@ def settings(store):
         device="cpu",
         kpfcnn=KPFCNNConfig(**OPTIONS["kpfcnn"]),
         minkunet=MinkUNetConfig(**OPTIONS["minkunet"]),
-        augment=AugmentConfig(),
+        augment=AugmentConfig(feature_drop=0.0),
         optim=optim,
         eval=EvalConfig(votes=1, batch_size=2),
     )

@@ -12,7 +12,7 @@ from dsp_sparse.data import RawCloud, train_loader, weak_labels
 CLASSES = ["floor", "wall", "box"]
 GRID, RADIUS = 0.1, 0.6
 OPTIONS = {
-    "kpfcnn": {"grid_size": GRID, "first_width": 16, "blocks": (1, 1, 1)},
+    "kpfcnn": {"grid_size": GRID, "first_width": 16, "blocks": (1, 1, 1), "bn_momentum": 0.2},
     "minkunet": {"variant": "14A", "voxel_size": GRID, "planes": (8,) * 8},
 }
 
