@@ -10,7 +10,7 @@ MEAN_RADIUS = 0.66  # of the moving points, as a share of the convolution radius
 NOISE = 0.01  # standard deviation, as a share of the convolution radius
 
 _PULL = 10.0  # strength of the attraction to the centre against unit charges
-_STARTS = 8  # local searches, of which the lowest energy wins
+_STARTS = 4  # local searches, of which the lowest energy wins
 _STEPS = 200
 
 

@@ -85,7 +85,7 @@ def kpconv(
     else:
         strength = torch.exp(-squared / (2 * (0.3 * extent) ** 2 + 1e-9))
     if aggregation == "closest":
-        nearest = squared.sort(1, stable=True).indices[:, :1]
+        nearest = squared.sort(dim=1, stable=True).indices[:, :1]
         strength = torch.zeros_like(strength).scatter(1, nearest, strength.gather(1, nearest))
     pairs = strength.to(wide)[:, :, None] * features[cols].to(wide)[:, None]
     aggregate = pairs.new_zeros(len(queries), *pairs.shape[1:]).index_add(0, rows, pairs)
