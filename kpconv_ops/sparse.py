@@ -66,11 +66,24 @@ def scatter_mean(features: Tensor, inverse: Tensor, num_rows: int) -> Tensor:
     """
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
     check_tensor("inverse", inverse, (len(features),), (torch.int64,), like=features)
+    order, splits = torch.ops.kpconv_ops.group_rows(inverse, num_rows)
+    return torch.ops.kpconv_ops.segment_mean(features, order, splits, inverse)
+
+
+# order[splits[v]:splits[v + 1]] are the rows that fall into row v, ascending.
+torch.library.define("kpconv_ops::group_rows", "(Tensor inverse, SymInt num_rows) -> (Tensor order, Tensor splits)")
+
+
+@torch.library.impl("kpconv_ops::group_rows", ("cpu", "cuda"))
+def _group_rows(inverse, num_rows):
     if len(inverse) and (inverse.amin() < 0 or inverse.amax() >= num_rows):
         raise ValueError(f"inverse must be in [0, {num_rows}), got {inverse.amin()} to {inverse.amax()}")
-    order = torch.sort(inverse, stable=True).indices
-    splits = splits_of(torch.bincount(inverse, minlength=num_rows))
-    return torch.ops.kpconv_ops.segment_mean(features, order, splits, inverse)
+    return torch.sort(inverse, stable=True).indices, splits_of(torch.bincount(inverse, minlength=num_rows))
+
+
+@torch.library.register_fake("kpconv_ops::group_rows")
+def _group_rows_fake(inverse, num_rows):
+    return torch.empty_like(inverse), inverse.new_empty(num_rows + 1)
 
 
 torch.library.define(
