@@ -24,28 +24,33 @@ def source(tmp_path):
     return folder
 
 
-def build(source, **environment):
-    """`setup.py build_ext --inplace` without a CUDA toolkit unless `environment` names one."""
-    names = ("CUDA_HOME", "CUDA_PATH", "FORCE_CUDA", "KPCONV_OPS_CUDA", "TORCH_CUDA_ARCH_LIST")
-    inherited = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return subprocess.run(command, cwd=source, env=inherited | environment, capture_output=True, text=True)
-
-
-def fake_nvcc(folder, action="exit 1"):
-    """A toolkit whose compiler only records how it was called."""
-    nvcc = folder / "cuda" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{action}\n')
-    nvcc.chmod(0o755)
-    return {"CUDA_HOME": str(folder / "cuda"), "MAX_JOBS": "1"}
-
-
 # Stands for compiling and linking: creates the file after -o.
 TOUCH = 'while [ "$1" != -o ]; do shift; done; touch "$2"'
 
 
-def test_cpu_library_is_built_once(source):
+def compiler(path, action=TOUCH):
+    """A compiler that only records how it was called, in the file `path`.calls."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "$@" >> {path}.calls\n{action}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def build(source, **environment):
+    """`setup.py build_ext --inplace` with a stand-in for g++, without a CUDA toolkit unless `environment` names one."""
+    names = ("CUDA_HOME", "CUDA_PATH", "FORCE_CUDA", "KPCONV_OPS_CUDA", "TORCH_CUDA_ARCH_LIST")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    stand_in = {"CXX": compiler(source.parent / "g++"), "MAX_JOBS": "1"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=source, env=inherited | stand_in | environment, capture_output=True, text=True)
+
+
+def cuda_home(folder, action=TOUCH):
+    compiler(folder / "cuda" / "bin" / "nvcc", action)
+    return {"CUDA_HOME": str(folder / "cuda")}
+
+
+def test_the_cpu_library_is_built_once(source):
     first = build(source, KPCONV_OPS_CUDA="0")
     assert first.returncode == 0, first.stderr
     assert "no CUDA library" in first.stdout and " -c " in first.stdout
@@ -57,11 +62,11 @@ def test_cpu_library_is_built_once(source):
 
 
 def test_every_cuda_source_is_compiled_for_the_listed_architectures(source, tmp_path):
-    environment = fake_nvcc(tmp_path, TOUCH) | {"TORCH_CUDA_ARCH_LIST": "8.6;9.0+PTX"}
+    environment = cuda_home(tmp_path) | {"TORCH_CUDA_ARCH_LIST": "8.6;9.0+PTX"}
     built = build(source, **environment)
     assert built.returncode == 0, built.stderr
     assert (source / "kpconv_ops" / "libkpconv_cuda.so").exists()
-    *compiled, linked = (tmp_path / "calls").read_text().splitlines()
+    *compiled, linked = (tmp_path / "cuda/bin/nvcc.calls").read_text().splitlines()
     assert sorted(Path(call.split(" -c ")[1].split()[0]).name for call in compiled) == sorted(
         path.name for path in source.glob("kpconv_ops/csrc/cuda/*.cu")
     )
@@ -75,7 +80,7 @@ def test_every_cuda_source_is_compiled_for_the_listed_architectures(source, tmp_
 
 
 def test_a_compiler_that_fails_fails_the_build(source, tmp_path):
-    assert build(source, **fake_nvcc(tmp_path)).returncode != 0
+    assert build(source, **cuda_home(tmp_path, "exit 1")).returncode != 0
     assert not (source / "kpconv_ops" / "libkpconv_cuda.so").exists()
 
 
@@ -87,7 +92,7 @@ def test_a_compiler_that_fails_fails_the_build(source, tmp_path):
     ],
 )
 def test_wrong_settings_are_named(source, tmp_path, environment, message):
-    built = build(source, **(fake_nvcc(tmp_path, TOUCH) | environment))
+    built = build(source, **(cuda_home(tmp_path) | environment))
     assert built.returncode != 0 and message in built.stderr
 
 
