@@ -39,9 +39,9 @@ def settings(store):
         test_groups=["test"],
         label_rate=0.1,
         radius=RADIUS,
-        batch_size=2,
+        batch_size=4,
     )
-    optim = OptimConfig(epochs=2, steps_per_epoch=2, lr_decay=0.1, momentum=0.9)
+    optim = OptimConfig(epochs=2, steps_per_epoch=2, lr=0.05, lr_decay=0.1, momentum=0.9)
     return TrainConfig(
         data=data,
         device="cpu",

@@ -5,7 +5,7 @@ from tiny import CLASSES, RADIUS, tiny_net
 
 from dsp_sparse.data import collate, make_sample
 from dsp_sparse.data.balls import rows_within
-from dsp_sparse.inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
+from dsp_sparse.inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate, predict_probabilities
 from dsp_sparse.reallocation import CSFR, ISFR
 
 VOTING = Voting(radius=RADIUS, votes=1, batch_size=2)
@@ -62,10 +62,11 @@ def test_all_branches_can_be_evaluated(store, backbone):
     """Every branch scores every original point of the test scenes, the same way each time."""
     net, test = tiny_net(backbone), store.group(["test"])
     cross = CrossBranch(net, module_of(CSFR, net), store.group(["train"]), VOTING)
-    confusions = []
+    probabilities = []
     for branch in (BasicBranch(net), IntraBranch(net, module_of(ISFR, net)), cross):
         first, second = (evaluate(branch, test, CLASSES, VOTING) for _ in range(2))
         assert first["points"] == sum(scene.num_original for scene in test)
         assert first["confusion"] == second["confusion"]
-        confusions.append(first["confusion"])
-    assert confusions[0] != confusions[1] != confusions[2]
+        probabilities.append(predict_probabilities(branch, test[0], VOTING))
+    basic, intra, crossed = probabilities
+    assert not torch.allclose(basic, intra) and not torch.allclose(basic, crossed)

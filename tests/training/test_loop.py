@@ -51,14 +51,14 @@ def interrupt_after(monkeypatch, epochs: int):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_learns(method, backbone, settings, tmp_path):
-    """Within every stage the segmentation loss falls, and the trained network beats chance by far."""
-    config = with_optim(replace(settings, method=method, backbone=backbone), epochs=4, steps_per_epoch=5)
+    """The segmentation loss falls, and the trained network beats chance (1/3) by far."""
+    config = with_optim(replace(settings, method=method, backbone=backbone), epochs=8, steps_per_epoch=5)
     results = train(config, tmp_path / "run")
     lines = metrics_of(tmp_path / "run")
-    assert [line["objective"] for line in lines] == [stage for stage in METHODS[method] for _ in range(4)]
-    assert lines[3]["losses"]["seg"] < 0.8 * lines[0]["losses"]["seg"]
+    assert [line["objective"] for line in lines] == [stage for stage in METHODS[method] for _ in range(8)]
+    assert lines[7]["losses"]["seg"] < 0.9 * lines[0]["losses"]["seg"]
     assert results["overall_accuracy"] > 0.6
-    assert results["steps"] == 20 * len(METHODS[method])
+    assert results["steps"] == 40 * len(METHODS[method])
 
 
 def test_a_run_is_a_function_of_its_seed(backbone, settings, tmp_path):

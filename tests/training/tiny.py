@@ -9,7 +9,7 @@ from dsp_sparse.backbones import build_backbone
 from dsp_sparse.config import TrainConfig
 from dsp_sparse.data import RawCloud, train_loader, weak_labels
 
-CLASSES = ["floor", "wall", "box"]
+CLASSES = ["floor", "wall", "table"]
 GRID, RADIUS = 0.1, 0.6
 OPTIONS = {
     "kpfcnn": {"grid_size": GRID, "first_width": 16, "blocks": (1, 1, 1), "bn_momentum": 0.2},
@@ -18,16 +18,16 @@ OPTIONS = {
 
 
 def room(seed: int) -> RawCloud:
-    """A floor, a wall and a box on the floor; each class has its own colour, with noise."""
+    """A floor, a wall and a table top; each class has its own colour, with noise."""
     generator = np.random.default_rng(seed)
     u, v = generator.uniform(0, 1, (2, 3, 1500))
     zero = np.zeros(1500)
     floor = np.stack([2 * u[0], 2 * v[0], zero], 1)
     wall = np.stack([2 * u[1], zero, 1.5 * v[1]], 1)
-    box = np.stack([0.8 + 0.4 * u[2], 0.8 + 0.4 * v[2], 0.4 * (u[2] > v[2])], 1)
+    table = np.stack([0.4 + 1.4 * u[2], 0.4 + 1.4 * v[2], zero + 0.6], 1)
     labels = np.repeat(np.arange(3), 1500)
     colours = np.eye(3)[labels] * 0.6 + generator.uniform(0, 0.4, (4500, 3))
-    return RawCloud(np.concatenate([floor, wall, box]), colours.astype(np.float32), labels)
+    return RawCloud(np.concatenate([floor, wall, table]), colours.astype(np.float32), labels)
 
 
 def tiny_net(name: str, seed: int = 0):
