@@ -62,9 +62,10 @@ class CSFR(_Reallocation):
     For a pair (i, j), i before j in the batch, both directions share one affinity `A = F_i W F_jᵀ`: sample i gets
     `softmax(A) F_j`, sample j gets `softmax(Aᵀ) F_i`, that is, W is used for i and Wᵀ for j.
 
-    W starts as `I / √K`: plain scaled-dot-product similarity, so that from the first step points attend to points
-    with similar features, as the paper intends. A random W would attend at random; `I` gives logits of order K, a
-    softmax saturated at one point whose gradient with respect to W vanishes.
+    W starts as `I / √K`: scaled-dot-product similarity, so that from the first step points attend to points with similar
+    features, softly. Features at the tap are large (measured `‖f‖²` 130 to 510 on untrained backbones of full and
+    quarter width, two 2 m balls): with `I` or a Xavier-uniform W the softmax sits on one or two sources, where the
+    gradient of W vanishes, and with `I / K` it is uniform. `I / √K` gives 3 to 180 effective sources of 150 to 215.
 
     Args:
         channels: features a tap point, K.
