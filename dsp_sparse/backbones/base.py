@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..ragged import Ragged
 
 
@@ -35,7 +37,11 @@ class TapBackbone(nn.Module, ABC):
 
     @abstractmethod
     def geometry(self, batch: Ragged) -> Any:
-        """Everything that depends on coordinates alone (neighbourhoods, kernel maps); no gradient, no parameter."""
+        """Everything that depends on coordinates alone (neighbourhoods, kernel maps); no gradient, no parameter.
+
+        Raises:
+            UserError: a coordinate that is not finite.
+        """
 
     @abstractmethod
     def encode(self, batch: Ragged, geometry: Any = None) -> tuple[Ragged, Any]:
@@ -47,6 +53,9 @@ class TapBackbone(nn.Module, ABC):
 
         Returns:
             The tap: M points with `tap.channels` features and their coordinates; and the state `decode` needs.
+
+        Raises:
+            UserError: another number of features, or a coordinate that is not finite.
         """
 
     @abstractmethod
@@ -57,3 +66,23 @@ class TapBackbone(nn.Module, ABC):
         """`[N, tap.out_channels]` logits, one row an input point, in input order."""
         tap, state = self.encode(batch, geometry)
         return self.decode(tap.feat, state)
+
+
+def check_coordinates(batch: Ragged) -> None:
+    """Raise a UserError that names the first row whose coordinate is NaN or infinite."""
+    finite = torch.isfinite(batch.coord).all(dim=1)
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        raise UserError(f"coord must be finite, got {batch.coord[row].tolist()} in row {row}")
+
+
+def check_channels(batch: Ragged, in_channels: int) -> None:
+    """Raise a UserError unless the points carry the features that the network was built for."""
+    if batch.feat.shape[1] != in_channels:
+        raise UserError(f"feat must have {in_channels} channels (in_channels), got {batch.feat.shape[1]}")
+
+
+def check_tap_stage(tap_stage: int, stages: int) -> None:
+    """Raise a UserError unless `tap_stage` counts decoder stages of a network that has `stages` of them."""
+    if not 0 <= tap_stage <= stages:
+        raise UserError(f"tap_stage must be from 0 (bottleneck) to {stages} (last decoder stage), got {tap_stage}")

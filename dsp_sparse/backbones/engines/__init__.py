@@ -1,0 +1,17 @@
+"""Libraries of sparse convolutions behind one interface."""
+
+from ...errors import UserError
+from .base import SparseEngine, VoxelGrid
+from .native import NativeEngine
+
+ENGINES = {"native": NativeEngine}
+
+
+def build_engine(name: str) -> SparseEngine:
+    """The engine called `name`; a UserError lists the choices."""
+    if name not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+    return ENGINES[name]()
+
+
+__all__ = ["ENGINES", "SparseEngine", "VoxelGrid", "build_engine"]

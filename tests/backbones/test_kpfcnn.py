@@ -1,0 +1,159 @@
+"""KPFCNN: its size, its pyramid, and the whole network against the reference operators."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dsp_sparse import UserError, build_backbone
+from dsp_sparse.backbones.norm import BatchNorm
+from dsp_sparse.testing import random_ragged, tiny_backbone
+from kpconv_ops import reference
+
+
+def trainable(net) -> int:
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(("first_width", "parameters"), [(128, 24_377_933), (64, 6_106_413)])
+def test_parameter_counts_of_the_official_network(first_width, parameters):
+    """The S3DIS architecture of KPConv-PyTorch, counted there: 5 features in, 13 classes out."""
+    assert trainable(build_backbone("kpfcnn", 5, 13, first_width=first_width)) == parameters
+
+
+def test_kernel_points_are_saved_and_not_trained():
+    """Each layer has its own kernel points, as far out as its level's radius; they travel with the weights."""
+    net = tiny_backbone("kpfcnn", 3, 4, grid_size=0.1, blocks=(1, 1))
+    points = {key: value for key, value in net.state_dict().items() if key.endswith("kernel_points")}
+    assert list(points) == [
+        f"encoder.{block}.conv.kernel_points" for block in ("0.entry", "0.blocks.0", "1.entry", "1.blocks.0")
+    ]
+    assert not any(key.endswith("kernel_points") for key, _ in net.named_parameters())
+    reach = [value.norm(dim=1).sort().values[1:].mean().item() for value in points.values()]
+    # 0.66 of the convolution radius of 2.5 cells, up to the noise on each layer's disposition. The block that leads to
+    # the coarser level still convolves the finer one.
+    assert reach == pytest.approx([0.165, 0.165, 0.165, 0.33], rel=0.05)
+    assert not torch.equal(*list(points.values())[:2])
+
+
+def test_normalisations_have_the_momentum_of_the_settings():
+    net = tiny_backbone("kpfcnn", 3, 4, bn_momentum=0.3)
+    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+    assert {norm.momentum for norm in norms} == {0.3}
+    assert len(norms) == 1 + (2 + 1 + 1) + 2 * (3 + 3 + 1) + 2, "stem, first block, two levels of two blocks, decoder"
+
+
+def test_pyramid():
+    """Level l + 1 has a point in each occupied cell of twice level l's, its neighbourhoods span 2.5 cells of their
+    level, and every point knows the nearest point of the next level of its own sample."""
+    batch = random_ragged((200, 0, 150), 3, seed=1, dtype=torch.float64)
+    net = tiny_backbone("kpfcnn", 3, 4, grid_size=0.1, blocks=(1, 1, 1)).double()
+    geometry = net.geometry(batch)
+    assert geometry.levels[0].points is batch.coord
+    for depth, level in enumerate(geometry.levels):
+        cell = 0.1 * 2**depth
+        for b in range(batch.batch_size):
+            points = level.points[level.offsets[b] : level.offsets[b + 1]]
+            if depth and len(points):
+                finer = geometry.levels[depth - 1]
+                below = finer.points[finer.offsets[b] : finer.offsets[b + 1]]
+                cells = ((below - below.amin(dim=0)) / cell).floor().unique(dim=0)
+                assert len(points) == len(cells)
+                nearest = (
+                    geometry.nearest_coarser[depth - 1][finer.offsets[b] : finer.offsets[b + 1]] - level.offsets[b]
+                )
+                assert torch.equal(nearest, torch.cdist(below, points).argmin(dim=1))
+        sample = torch.arange(3).repeat_interleave(level.offsets.diff())
+        close = torch.cdist(level.points, level.points) <= 2.5 * cell
+        assert torch.equal(level.inner.neighbors.splits.diff(), (close & (sample[:, None] == sample)).sum(dim=1))
+        if depth:
+            finer = geometry.levels[depth - 1]
+            assert level.entry.supports is finer.points and level.entry.queries is level.points
+            above = torch.arange(3).repeat_interleave(finer.offsets.diff())
+            close = torch.cdist(level.points, finer.points) <= 2.5 * cell / 2
+            assert torch.equal(level.entry.neighbors.splits.diff(), (close & (sample[:, None] == above)).sum(dim=1))
+
+
+def oracle(weights, batch, grid_size, blocks) -> torch.Tensor:
+    """KPFCNN written out once more, level by level, on the reference operators; evaluation mode."""
+
+    def norm(x, key):
+        statistics = weights[f"{key}.running_mean"], weights[f"{key}.running_var"]
+        return F.batch_norm(x, *statistics, weights[f"{key}.weight"], weights[f"{key}.bias"])
+
+    def unary(x, key):
+        return norm(x @ weights[f"{key}.linear.weight"].T, f"{key}.norm")
+
+    def act(x):
+        return torch.where(x > 0, x, 0.1 * x)
+
+    def conv(x, key, queries, supports, neighbors, cell):
+        points, kernel = weights[f"{key}.kernel_points"], weights[f"{key}.weights"]
+        return reference.kpconv(x, queries, supports, neighbors, points, kernel, 1.2 * cell)
+
+    def residual(x, key, queries, supports, neighbors, cell, pool=False):
+        y = act(unary(x, f"{key}.reduce")) if f"{key}.reduce.linear.weight" in weights else x
+        y = act(norm(conv(y, f"{key}.conv", queries, supports, neighbors, cell), f"{key}.norm"))
+        x = reference.max_pool(x, neighbors) if pool else x
+        x = unary(x, f"{key}.shortcut") if f"{key}.shortcut.linear.weight" in weights else x
+        return act(unary(y, f"{key}.expand") + x)
+
+    points, offsets, x, levels = batch.coord, batch.offsets, batch.feat, []
+    for level, count in enumerate(blocks):
+        cell, key = grid_size * 2**level, f"encoder.{level}"
+        if level:
+            finer, finer_offsets = points, offsets
+            coarse = reference.grid_subsample(finer, offsets, cell)
+            points, offsets = coarse.points, coarse.offsets
+            pools = reference.radius_search(points, offsets, finer, finer_offsets, 2.5 * cell / 2)
+            x = residual(x, f"{key}.entry", points, finer, pools, cell / 2, pool=True)
+        neighbors = reference.radius_search(points, offsets, points, offsets, 2.5 * cell)
+        if not level:
+            x = act(norm(conv(x, f"{key}.entry.conv", points, points, neighbors, cell), f"{key}.entry.norm"))
+        for block in range(count):
+            x = residual(x, f"{key}.blocks.{block}", points, points, neighbors, cell)
+        levels.append((points, offsets, x))
+    coarse, coarse_offsets, x = levels.pop()
+    for stage in range(len(blocks) - 1):
+        points, offsets, skip = levels.pop()
+        rows, _ = reference.nearest(points, offsets, coarse, coarse_offsets)
+        x = act(unary(torch.cat([x[rows], skip], dim=1), f"decoder.{stage}"))
+        coarse, coarse_offsets = points, offsets
+    x = act(x @ weights["head.0.weight"].T + weights["head.0.bias"])
+    return x @ weights["head.2.weight"].T + weights["head.2.bias"]
+
+
+def test_network_against_the_reference_operators():
+    """The network's logits are those of its definition, written out on the reference operators in float64."""
+    blocks = (2, 1, 2)
+    net = tiny_backbone("kpfcnn", 3, 4, grid_size=0.1, blocks=blocks).double()
+    with torch.no_grad():
+        net.train()(random_ragged((150, 60), 3, seed=2, dtype=torch.float64))
+        batch = random_ragged((100, 50), 3, seed=1, dtype=torch.float64)
+        expected = oracle(net.state_dict(), batch, 0.1, blocks)
+        torch.testing.assert_close(net.eval()(batch), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid_size": 0.0}, "grid_size must be positive, got 0.0"),
+        ({"conv_radius": -1.0}, "conv_radius must be positive, got -1.0"),
+        ({"extent": float("nan")}, "extent must be positive, got nan"),
+        ({"first_width": 30}, "first_width must be a positive multiple of 4, got 30"),
+        ({"blocks": (2,)}, "blocks must hold at least two levels"),
+        ({"blocks": (1, 0)}, "blocks must hold at least two levels of at least one block"),
+        ({"influence": "cubic"}, "influence must be one of linear, constant, gaussian; got 'cubic'"),
+        ({"aggregation": "mean"}, "aggregation must be one of sum, closest; got 'mean'"),
+    ],
+)
+def test_settings_no_network_can_be_built_with(options, message):
+    with pytest.raises(UserError, match=message):
+        build_backbone("kpfcnn", 3, 4, **options)
+
+
+@pytest.mark.parametrize("option", [{"influence": "gaussian"}, {"influence": "constant"}, {"aggregation": "closest"}])
+def test_settings_of_the_convolution_reach_it(option):
+    """Each choice gives a network of its own from the same weights."""
+    batch = random_ragged((80,), 3, seed=1)
+    usual, other = tiny_backbone("kpfcnn", 3, 4).eval(), tiny_backbone("kpfcnn", 3, 4, **option).eval()
+    assert not torch.allclose(usual(batch), other(batch))
