@@ -12,7 +12,7 @@ from ._precision import accumulator, add_product, autocast
 from .voxels import KernelMap, splits_of
 
 # Gathered rows and products of a chunk of pairs: on the CPU they stay in the cache between the steps.
-_CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
 
 
