@@ -14,8 +14,8 @@ INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
 AGGREGATIONS = ("sum", "closest")
 MAX_KERNEL_POINTS = 64  # max_kernel_points in csrc/core/influence.h
 
-# The aggregate of a chunk: on the CPU it stays in the last cache until the matrix product reads it. Smaller chunks would
-# wait for all threads more often, which costs much when other programs use the cores.
+# The aggregate of a chunk: on the CPU it stays in the last cache until the matrix product reads it. Smaller chunks
+# would wait for all threads more often, which costs much when other programs use the cores.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
 
