@@ -129,8 +129,7 @@ class PointwiseConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x @ self.kernel
-        return x if self.bias is None else x + self.bias
+        return F.linear(x, self.kernel.T, None if self.bias is None else self.bias[0])
 
 
 class Norm(nn.Module):

@@ -229,8 +229,10 @@ def test_float64(net, batch):
 
 
 def test_autocast(net, batch, device):
-    """Under bfloat16 autocast a training step gives the float32 logits and gradients to bfloat16's precision."""
-    net.train()
+    """Under bfloat16 autocast logits are bfloat16 and near float32's, gradients are float32 and along float32's.
+
+    In evaluation: normalising the few rows of a coarse level by their own statistics magnifies any rounding.
+    """
 
     def step(enabled):
         net.zero_grad()
@@ -241,8 +243,10 @@ def test_autocast(net, batch, device):
 
     (exact, exact_gradient), (logits, gradient) = step(False), step(True)
     assert (logits.dtype, gradient.dtype) == (torch.bfloat16, torch.float32)
-    assert (logits - exact).norm() < 0.05 * exact.norm()
-    assert (gradient - exact_gradient).norm() < 0.2 * exact_gradient.norm()
+    assert (logits - exact).norm() < 0.02 * exact.norm()
+    assert torch.cosine_similarity(gradient, exact_gradient, dim=0) > 0.99
+    net.train()
+    assert all(part.isfinite().all() for part in step(True))
 
 
 # ----------------------------------------------------------------------------------------------- compile, distributed

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from dsp_sparse import UserError, build_backbone
 from dsp_sparse.backbones.norm import BatchNorm
 from dsp_sparse.testing import random_ragged, tiny_backbone
-from kpconv_ops import reference
+from kpconv_ops import Neighbors, reference
 
 
 def trainable(net) -> int:
@@ -97,16 +97,18 @@ def oracle(weights, batch, grid_size, blocks) -> torch.Tensor:
         x = unary(x, f"{key}.shortcut") if f"{key}.shortcut.linear.weight" in weights else x
         return act(unary(y, f"{key}.expand") + x)
 
+    def search(*points_and_offsets, radius):
+        return Neighbors(*reference.radius_search(*points_and_offsets, radius), len(points_and_offsets[2]))
+
     points, offsets, x, levels = batch.coord, batch.offsets, batch.feat, []
     for level, count in enumerate(blocks):
         cell, key = grid_size * 2**level, f"encoder.{level}"
         if level:
             finer, finer_offsets = points, offsets
-            coarse = reference.grid_subsample(finer, offsets, cell)
-            points, offsets = coarse.points, coarse.offsets
-            pools = reference.radius_search(points, offsets, finer, finer_offsets, 2.5 * cell / 2)
+            points, offsets, *_ = reference.grid_subsample(finer, offsets, cell)
+            pools = search(points, offsets, finer, finer_offsets, radius=2.5 * cell / 2)
             x = residual(x, f"{key}.entry", points, finer, pools, cell / 2, pool=True)
-        neighbors = reference.radius_search(points, offsets, points, offsets, 2.5 * cell)
+        neighbors = search(points, offsets, points, offsets, radius=2.5 * cell)
         if not level:
             x = act(norm(conv(x, f"{key}.entry.conv", points, points, neighbors, cell), f"{key}.entry.norm"))
         for block in range(count):
