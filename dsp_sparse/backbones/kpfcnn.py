@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kpconv_ops import Neighbors, grid_subsample, kernel_points, kpconv, max_pool, nearest, radius_search
+from kpconv_ops.kpconv import MAX_KERNEL_POINTS
 
 from ..errors import UserError
 from ..ragged import Ragged
@@ -33,6 +34,9 @@ class KPFCNNConfig:
         aggregation: whether a neighbour counts for all kernel points in reach or for the closest one.
         bn_momentum: momentum of the batch normalisations.
         tap_stage: decoder stages before the tap; 0 is the bottleneck.
+
+    Raises:
+        UserError: a setting that no network can be built with.
     """
 
     grid_size: float = 0.04
@@ -46,11 +50,14 @@ class KPFCNNConfig:
     bn_momentum: float = 0.02
     tap_stage: int = 1
 
-    def check(self) -> None:
-        """Raise a UserError that names the first setting no network can be built with."""
+    def __post_init__(self):
         for name in ("grid_size", "conv_radius", "extent"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 1 <= self.num_kernel_points <= MAX_KERNEL_POINTS:
+            raise UserError(f"num_kernel_points must be from 1 to {MAX_KERNEL_POINTS}, got {self.num_kernel_points}")
+        if not 0 < self.bn_momentum <= 1:
+            raise UserError(f"bn_momentum must be in (0, 1], got {self.bn_momentum}")
         for name, choices in (("influence", get_args(Influence)), ("aggregation", get_args(Aggregation))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
@@ -131,7 +138,7 @@ class KPConv(nn.Module):
             stencil.queries,
             stencil.supports,
             stencil.neighbors,
-            self.kernel_points.to(stencil.queries.dtype),
+            self.kernel_points,
             self.weights,
             self.extent,
             influence=self.influence,
@@ -207,14 +214,10 @@ class KPFCNN(TapBackbone):
         in_channels: features per input point.
         num_classes: logits per input point.
         config: architecture.
-
-    Raises:
-        UserError: a setting that no network can be built with.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: KPFCNNConfig):
         super().__init__()
-        config.check()
         self.config = config
         self.in_channels = in_channels
         coarsest = len(config.blocks) - 1
@@ -242,6 +245,7 @@ class KPFCNN(TapBackbone):
         self.tap_level = coarsest - config.tap_stage
         self.tap = TapInfo(channels=widths[self.tap_level], stride=2**self.tap_level, out_channels=num_classes)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def geometry(self, batch: Ragged) -> Geometry:
         check_coordinates(batch)

@@ -45,6 +45,9 @@ class MinkUNetConfig:
         layers: residual blocks of the same eight stages, instead of the variant's.
         engine: library that does the sparse convolutions.
         tap_stage: decoder stages before the tap; 0 is the bottleneck.
+
+    Raises:
+        UserError: a setting that no network can be built with.
     """
 
     variant: Variant = "34C"
@@ -54,8 +57,7 @@ class MinkUNetConfig:
     engine: str = "native"
     tap_stage: int = 1
 
-    def check(self) -> None:
-        """Raise a UserError that names the first setting no network can be built with."""
+    def __post_init__(self):
         if self.variant not in PLANES:
             raise UserError(f"variant must be one of {', '.join(PLANES)}; got {self.variant!r}")
         if not self.voxel_size > 0:
@@ -183,12 +185,11 @@ class MinkUNet(TapBackbone):
         config: architecture.
 
     Raises:
-        UserError: a setting that no network can be built with.
+        UserError: an unknown engine.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: MinkUNetConfig):
         super().__init__()
-        config.check()
         self.config = config
         self.in_channels = in_channels
         self.engine = engine = build_engine(config.engine)
@@ -213,6 +214,7 @@ class MinkUNet(TapBackbone):
         stride = 2 ** (len(UP) - config.tap_stage)
         self.tap = TapInfo(channels=planes[len(DOWN) - 1 + config.tap_stage], stride=stride, out_channels=num_classes)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def geometry(self, batch: Ragged) -> Geometry:
         check_coordinates(batch)

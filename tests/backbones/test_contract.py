@@ -257,7 +257,7 @@ def test_compile(net, batch, backend):
     """`torch.compile` (graph breaks allowed) gives the same logits and gradients, for more than one batch size."""
     net.train()
     twin = copy.deepcopy(net)
-    compiled = torch.compile(twin, backend=backend)
+    compiled = torch.compile(twin, backend=backend, dynamic=True)
     for data in (batch, random_ragged((40, 50, 20), IN, seed=9, device=batch.coord.device)):
         expected, logits = net(data), compiled(data)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

@@ -141,6 +141,8 @@ def test_network_against_the_reference_operators():
         ({"grid_size": 0.0}, "grid_size must be positive, got 0.0"),
         ({"conv_radius": -1.0}, "conv_radius must be positive, got -1.0"),
         ({"extent": float("nan")}, "extent must be positive, got nan"),
+        ({"num_kernel_points": 65}, "num_kernel_points must be from 1 to 64, got 65"),
+        ({"bn_momentum": 0.0}, r"bn_momentum must be in \(0, 1\], got 0.0"),
         ({"first_width": 30}, "first_width must be a positive multiple of 4, got 30"),
         ({"blocks": (2,)}, "blocks must hold at least two levels"),
         ({"blocks": (1, 0)}, "blocks must hold at least two levels of at least one block"),
