@@ -253,18 +253,19 @@ def test_autocast(net, batch, device):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compile(net, batch, backend):
+def test_compile(net, device, backend):
     """`torch.compile` (graph breaks allowed) gives the same logits and gradients, for more than one batch size."""
-    net.train()
+    net.double().train()
     twin = copy.deepcopy(net)
     compiled = torch.compile(twin, backend=backend, dynamic=True)
-    for data in (batch, random_ragged((40, 50, 20), IN, seed=9, device=batch.coord.device)):
+    for lengths in (LENGTHS, (40, 50, 20)):
+        data = random_ragged(lengths, IN, seed=9, dtype=torch.float64, device=device)
         expected, logits = net(data), compiled(data)
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
         for module, out in ((net, expected), (twin, logits)):
             module.zero_grad()
             (random_weights(data) * out).sum().backward()
-        torch.testing.assert_close(gradients(twin), gradients(net), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gradients(twin), gradients(net), rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture
