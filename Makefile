@@ -8,12 +8,13 @@ SOURCES := $(shell find kpconv_ops/csrc tools -type f)
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/dsp-sparse rooms $(DEMO)/raw --rooms 8 --points 60000 --seed 0
+	$(BIN)/dsp-sparse rooms $(DEMO)/raw --rooms 12 --points 60000 --seed 0 --areas 3
 	$(BIN)/dsp-sparse prepare s3dis $(DEMO)/raw $(DEMO)/store --grid 0.08
 	$(BIN)/dsp-sparse compare configs/demo.yaml --train.data.store $(DEMO)/store --out $(DEMO)/compare
 
+# A process a core with one thread each: threads of several processes would wait for each other.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

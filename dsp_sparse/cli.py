@@ -91,13 +91,13 @@ def evaluate(
     print(score_table(evaluate_run(run, store, groups, branch)))
 
 
-def predict(run: str, cloud: str, out: str) -> None:
+def predict(run: str, cloud: str, out: str = "predicted.ply") -> None:
     """Label every point of one cloud and write it as a PLY file.
 
     Args:
         run: run folder, or the model.pt of one.
         cloud: PLY file with the fields the model was trained on.
-        out: PLY file to write: the points, their colours where there are any, `label` and `confidence`.
+        out: PLY file to write: all fields of the points, and `label` and `confidence`.
     """
     from .experiments.prediction import predict_file
 
@@ -185,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = fail(program, f"{error}{place}")
     except UserError as error:
         code = fail(program, error)
+    except FloatingPointError as error:  # a training that diverged, not bad input
+        fail(program, error)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         code = 130

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 import kpconv_ops
+from kpconv_ops import reference
 
 from . import __version__
 from .backbones import BACKBONES, build_backbone
@@ -54,7 +55,7 @@ def try_kernels(device: str) -> str:
     kernel = kpconv_ops.kernel_points(15, 0.2).to(device)
     arguments = (features, points, points, neighbors, kernel, weights, 0.1)
     ours = kpconv_ops.kpconv(*arguments)
-    torch.testing.assert_close(ours, kpconv_ops.reference.kpconv(*arguments), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, reference.kpconv(*arguments), rtol=1e-4, atol=1e-4)
     ours.sum().backward()
     return "radius search and KPConv agree with the oracle"
 

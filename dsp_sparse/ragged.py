@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Ragged:
             if getattr(self, name).device != self.coord.device:
                 raise ValueError(f"{name} is on {getattr(self, name).device}, coord is on {self.coord.device}")
         bounds = self.offsets.tolist()
-        if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
             raise ValueError(f"offsets must rise from 0 to {rows}, got {bounds}")
 
     @classmethod

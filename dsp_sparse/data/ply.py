@@ -90,7 +90,7 @@ def load(path: Path, config: PlyConfig) -> RawCloud:
         UserError: see `read_vertices`; or a class id that the configuration does not list.
     """
     vertices = read_vertices(path)
-    cloud = _cloud(vertices, path, config.features, config.coordinates)
+    cloud = cloud_of(vertices, path, config.features, config.coordinates)
     if config.label is None:
         return cloud
     ids, inverse = np.unique(columns(vertices, path, [config.label]).astype(np.int64), return_inverse=True)
@@ -119,9 +119,7 @@ def read_cloud(
         UserError: see `read_vertices`; an empty cloud; values that are not finite.
     """
     path = Path(path)
-    cloud = _cloud(read_vertices(path), path, features, coordinates)
-    check_cloud(cloud, path)
-    return cloud
+    return cloud_of(read_vertices(path), path, features, coordinates)
 
 
 def read_vertices(path: Path, triangles: bool = False) -> np.ndarray:
@@ -153,10 +151,15 @@ def columns(vertices: np.ndarray, path: Path, names: Sequence[str]) -> np.ndarra
     return np.stack([vertices[name].astype(np.float64) for name in names], 1) if names else np.empty((len(vertices), 0))
 
 
-def _cloud(vertices: np.ndarray, path: Path, features: Mapping[str, float], coordinates: Sequence[str]) -> RawCloud:
+def cloud_of(
+    vertices: np.ndarray, path: Path, features: Mapping[str, float], coordinates: Sequence[str] = ("x", "y", "z")
+) -> RawCloud:
+    """The cloud that vertices hold, all its labels -1; arguments and errors as for `read_cloud`."""
     scaled = columns(vertices, path, list(features)) / np.array(list(features.values()))
-    return RawCloud(
+    cloud = RawCloud(
         points=columns(vertices, path, list(coordinates)),
         features=scaled.clip(0, 1).astype(np.float32),
         labels=np.full(len(vertices), -1, np.int64),
     )
+    check_cloud(cloud, path)
+    return cloud

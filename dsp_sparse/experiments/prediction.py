@@ -29,7 +29,8 @@ def predict_file(run: str | Path, path: str | Path, out: str | Path, votes: int 
         UserError: not a model, or a file that is broken, empty, not finite or without the needed fields.
     """
     model = load_model(run, pick_device(device))
-    vertices = read_vertices(Path(path))
+    path = Path(path)
+    vertices = read_vertices(path)
     cloud = grid_cloud(cloud_of(vertices, path, model.features), model.grid)
     voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes)
     confidence, label = predict_probabilities(BasicBranch(model.net), cloud, voting).max(1)
