@@ -16,7 +16,7 @@ def source(tmp_path):
     """The files the build needs, without a repository around them."""
     folder = tmp_path / "source"
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("kpconv_ops", "tools"):
+    for name in ("kpconv_ops", "dsp_sparse", "tools"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder)
