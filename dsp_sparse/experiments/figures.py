@@ -36,6 +36,6 @@ def plot_comparison(runs: list[dict], path: Path) -> None:
         panel.set_title(f"{100 * rate:g} % of the points labelled")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mIoU (%)")
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
