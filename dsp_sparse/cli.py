@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = function(settings(**values), out)
     except ArgumentError as error:
         code = fail(program, f"{error}{place}")
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError names its path: a folder that cannot be written, a full disk
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input
         fail(program, error)

@@ -140,6 +140,8 @@ MISTAKES = {
     "cloud of another kind": (["predict", "{f}/run", "{f}/train.yaml", "--out", "{t}/p.ply"], "train.yaml"),
     "no such cloud": (["predict", "{f}/run", "{f}/none.ply", "--out", "{t}/p.ply"], "none.ply"),
     "predict without a model": (["predict", "{f}/raw", "{f}/none.ply", "--out", "{t}/p.ply"], "raw"),
+    "out below a file": (["train", "{f}/train.yaml", "--out", "{f}/train.yaml/run"], "train.yaml"),
+    "prediction over a folder": (["predict", "{f}/run", "{f}/none.ply", "--out", "{t}"], "out must be a file"),
     "no rooms": (["rooms", "{t}/rooms", "--rooms", "0"], "rooms"),
 }
 

@@ -45,8 +45,11 @@ class PlyConfig:
         parser.add_class_arguments(cls)
         try:
             config = cls(**parser.parse_string(path.read_text()).as_dict())
-        except ArgumentError as error:
+        except (ArgumentError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        for pattern in (p for patterns in config.groups.values() for p in patterns):
+            if not pattern or Path(pattern).is_absolute():
+                raise UserError(f"{path}: groups has the pattern {pattern!r}, expected one relative to the folder")
         if len(config.coordinates) != 3:
             raise UserError(f"{path}: coordinates names {len(config.coordinates)} fields, expected 3")
         for name, full_scale in config.features.items():

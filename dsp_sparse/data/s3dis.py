@@ -37,7 +37,9 @@ def scenes(root: str | Path) -> Dataset:
         UserError: no such folder, no rooms in it, or a room without annotations.
     """
     root = existing_folder(root, "the folder of S3DIS that holds Area_1, Area_2, …")
-    rooms = sorted(p for area in root.glob("Area_*") for p in area.iterdir() if p.is_dir() and p.name[0] != ".")
+    rooms = sorted(
+        p for area in root.glob("Area_*") if area.is_dir() for p in area.iterdir() if p.is_dir() and p.name[0] != "."
+    )
     if not rooms:
         raise UserError(f"{root}: no rooms found, expected folders like Area_1/office_1/Annotations")
     for room in rooms:

@@ -57,13 +57,19 @@ class GridCloud:
 def grid_cloud(cloud: RawCloud, grid: float) -> GridCloud:
     """Subsample a cloud with cells of `grid` metres."""
     origin = cloud.points.min(0)
-    sub = grid_subsample(
-        torch.from_numpy(cloud.points - origin),
-        torch.tensor([0, len(cloud.points)]),
-        grid,
-        features=torch.from_numpy(cloud.features),
-        labels=torch.from_numpy(cloud.labels),
-    )
+    try:
+        sub = grid_subsample(
+            torch.from_numpy(cloud.points - origin),
+            torch.tensor([0, len(cloud.points)]),
+            grid,
+            features=torch.from_numpy(cloud.features),
+            labels=torch.from_numpy(cloud.labels),
+        )
+    except ValueError as error:  # more cells than 64-bit keys can number
+        extent = np.ptp(cloud.points, axis=0).tolist()
+        raise UserError(
+            f"the cloud is {extent} m wide, too wide for a grid of {grid} m; are the units metres?"
+        ) from error
     return GridCloud(
         origin=origin,
         points=sub.points.float().numpy(),

@@ -1,6 +1,5 @@
 """A matrix of training runs, {backbone × method × label rate × seed}, from one set of settings."""
 
-import json
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from .. import __version__
 from ..config import CompareConfig, TrainConfig
 from ..errors import UserError
-from ..files import write_json
+from ..files import atomic_path, write_json
 from ..training.loop import train
 from ..training.stages import METHODS
 from .figures import plot_comparison
@@ -81,7 +80,7 @@ def run_cell(config: TrainConfig, folder: Path) -> dict:
     """`{"results": …}` of one run, or `{"error": …}` if it failed."""
     try:
         return {"results": train(config, folder)}
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:
         traceback.print_exc()
@@ -91,14 +90,6 @@ def run_cell(config: TrainConfig, folder: Path) -> dict:
 def write_results(report: dict, out: Path) -> None:
     """Write a comparison's `results.json`, `table.md` and, with matplotlib installed, `figure.png`."""
     write_json(out / "results.json", report)
-    (out / "table.md").write_text(comparison_table(report["runs"]))
+    with atomic_path(out / "table.md") as temporary:
+        temporary.write_text(comparison_table(report["runs"]))
     plot_comparison(report["runs"], out / "figure.png")
-
-
-def load_results(out: str | Path) -> dict:
-    """Read back what `compare` wrote. Raises `UserError` where there is no readable comparison."""
-    path = Path(out) / "results.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected the results of a comparison ({error})") from None

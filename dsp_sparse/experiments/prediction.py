@@ -8,6 +8,7 @@ from plyfile import PlyData, PlyElement
 
 from ..data import grid_cloud
 from ..data.ply import cloud_of, read_vertices
+from ..errors import UserError
 from ..files import atomic_path
 from ..inference import BasicBranch, Voting, predict_probabilities
 from ..training.checkpoint import load_model
@@ -28,6 +29,9 @@ def predict_file(run: str | Path, path: str | Path, out: str | Path, votes: int 
     Raises:
         UserError: not a model, or a file that is broken, empty, not finite or without the needed fields.
     """
+    out = Path(out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"out must be a file in an existing folder, got {out}")
     model = load_model(run, pick_device(device))
     path = Path(path)
     vertices = read_vertices(path)

@@ -106,7 +106,7 @@ def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: R
         State dicts of the reallocation modules, each as last trained, by name.
     """
     state = run.start() or TrainingState(net=net.state_dict())
-    load_weights(net, state.net, run.folder)
+    load_weights(net, state.net, run.checkpoint)
     while state.stage < len(METHODS[config.method]):
         state = _train_stage(net, config, batches, run, state)
     return state.modules
@@ -124,7 +124,7 @@ def _train_stage(
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
         for branch, module in objective.branches.items():
-            load_weights(module, state.modules[branch], run.folder)
+            load_weights(module, state.modules[branch], run.checkpoint)
     steps = optim.steps_per_epoch
     bar = tqdm(total=optim.epochs * steps, initial=state.epoch * steps, desc=name, unit="step", mininterval=1)
     with bar:

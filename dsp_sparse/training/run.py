@@ -37,7 +37,7 @@ class Run:
         self.folder = Path(folder)
         self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
         self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
-        self._checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
+        self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
         self._settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
         if self._config.exists() and (difference := _difference(_read_settings(self._config), self._settings)):
             raise UserError(f"{self._config}: the run has {difference}; choose another folder")
@@ -45,7 +45,14 @@ class Run:
     @property
     def results(self) -> dict | None:
         """The results of a finished run."""
-        return json.loads(self._results.read_text()) if self._results.exists() else None
+        if not self._results.exists():
+            return None
+        try:
+            return json.loads(self._results.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{self._results}: not readable as results ({error}); delete it to evaluate again"
+            ) from None
 
     def finish(self, results: dict) -> None:
         """Write the results: the run is finished."""
@@ -53,14 +60,14 @@ class Run:
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoint, atomically."""
-        save_state(self._checkpoint, state)
+        save_state(self.checkpoint, state)
 
     def start(self) -> TrainingState | None:
         """Write the settings, and return the checkpoint if there is one.
 
         Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated.
         """
-        state = load_state(self._checkpoint) if self._checkpoint.exists() else None
+        state = load_state(self.checkpoint) if self.checkpoint.exists() else None
         done = state.stage * self._settings["optim"]["epochs"] + state.epoch if state else 0
         kept = self.metrics()[:done]
         with atomic_path(self._config) as temporary:
