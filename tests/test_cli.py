@@ -32,7 +32,11 @@ def folder(tmp_path_factory):
     """A folder with raw rooms, a store and a settings file, all made by the program."""
     folder = tmp_path_factory.mktemp("cli")
     assert run("rooms", folder / "raw", "--rooms", 3, "--points", 6000, "--seed", 1, "--areas", 3) == 0
+    (folder / "raw" / "Area_1.zip").touch()  # what a download leaves beside the areas
     assert run("prepare", "s3dis", folder / "raw", folder / "store", "--grid", 0.15) == 0
+    vertex = np.zeros(2, [(n, "f8") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")])
+    vertex["x"] = vertex["y"] = vertex["z"] = 0, 1e9
+    PlyData([PlyElement.describe(vertex, "vertex")]).write(str(folder / "wide.ply"))
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "store": str(folder / "store")}}
     (folder / "train.yaml").write_text(yaml.safe_dump(settings))
     return folder
@@ -138,6 +142,7 @@ MISTAKES = {
     "no such device": (["train", "{f}/train.yaml", "--out", "{t}/r", "--device", "abacus"], "abacus"),
     "not a run": (["evaluate", "{f}/raw"], "raw"),
     "cloud of another kind": (["predict", "{f}/run", "{f}/train.yaml", "--out", "{t}/p.ply"], "train.yaml"),
+    "cloud in millimetres": (["predict", "{f}/run", "{f}/wide.ply", "--out", "{t}/p.ply"], "are the units metres?"),
     "no such cloud": (["predict", "{f}/run", "{f}/none.ply", "--out", "{t}/p.ply"], "none.ply"),
     "predict without a model": (["predict", "{f}/raw", "{f}/none.ply", "--out", "{t}/p.ply"], "raw"),
     "out below a file": (["train", "{f}/train.yaml", "--out", "{f}/train.yaml/run"], "train.yaml"),

@@ -128,7 +128,7 @@ class BallSampler:
                 centre = near(potential.tree.data[potential.values.argmin()], self.radius, generator)
                 potential.visit(centre)
                 lowest[chosen] = potential.values.min()
-                batch.append(Ball(chosen, centre, (*self.seed, step, position)))
+                batch.append(Ball(chosen, centre, (*self.seed, step, position + 1)))  # 0 is the sampler itself
             yield batch
 
 

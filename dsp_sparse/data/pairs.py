@@ -71,7 +71,7 @@ class PairSampler:
                 Ball(
                     scene=scene,
                     centre=near(self.scenes[scene].points[row].astype(float), self.radius, generator),
-                    seed=(*self.seed, step, position),
+                    seed=(*self.seed, step, position + 1),  # seeds are padded with zeros: 0 is the sampler itself
                     anchor=row,
                 )
                 for position, (scene, row) in enumerate(anchors)

@@ -34,7 +34,8 @@ def evaluate_run(
         UserError: not a run, a store that does not fit the model, or a branch whose module the run never trained.
     """
     run = Path(run)
-    config, model = load_config(run), load_model(run, pick_device(load_config(run).device))
+    config = load_config(run)
+    model = load_model(run, pick_device(config.device))
     opened = SceneStore.open(store or config.data.store)
     for name, expected, found in (
         ("classes", model.classes, opened.classes),
@@ -56,7 +57,8 @@ def evaluate_run(
         if branch == "intra":
             decoder = IntraBranch(model.net, modules[name])
         else:
-            decoder = CrossBranch(model.net, modules[name], opened.group(config.data.train_groups), voting)
+            partners = SceneStore.open(config.data.store).group(config.data.train_groups)
+            decoder = CrossBranch(model.net, modules[name], partners, voting)
     results = evaluate(decoder, scenes, model.classes, voting)
     results |= {"branch": branch, "store": str(opened.path), "groups": groups}
     write_json(run / f"evaluation-{branch}.json", results)

@@ -46,6 +46,8 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     train_scenes, test_scenes = store.group(config.data.train_groups), store.group(config.data.test_groups)
     if config.backbone == "kpfcnn":
         store.require_grid(config.kpfcnn.grid_size)
+    if not any((scene.original_labels >= 0).any() for scene in test_scenes):
+        raise UserError(f"data.test_groups {config.data.test_groups} hold no labelled point to evaluate on")
     labels = weak_labels(store, config.data.label_rate, config.data.label_seed)
     train_labels = [labels[scene.index] for scene in train_scenes]
     stages = METHODS[config.method]
