@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from kpconv_ops import grid_subsample
 
+from .. import __version__
 from ..errors import UserError
 from ..files import atomic_folder, write_json
 from .dataset import Dataset, RawCloud, RawScene
@@ -276,7 +276,7 @@ def prepare(dataset: Dataset, out: str | Path, grid: float, workers: int = 1, pr
     folders = {scene.name: out / "scenes" / scene.name for scene in dataset.scenes}
     if len(folders) < len(dataset.scenes):
         raise UserError(f"{dataset.root}: two scenes have the same name")
-    header["package_version"] = _package_version()
+    header["package_version"] = __version__
     missing = [scene for scene in dataset.scenes if not (folders[scene.name] / "scene.json").is_file()]
     if found is None or missing:
         write_json(out / MANIFEST, {**header, "scenes": None})
@@ -349,10 +349,3 @@ def _read_manifest(path: Path) -> dict | None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _package_version() -> str:
-    try:
-        return version("dsp-sparse")
-    except PackageNotFoundError:
-        return "not installed"

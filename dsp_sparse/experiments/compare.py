@@ -59,7 +59,8 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
     """Run the matrix and write `results.json`, `table.md` and `figure.png` into `out`.
 
     Finished runs are not repeated and an interrupted run resumes at its last checkpoint. A run that fails is
-    reported as failed and leaves the others alone; bad input (`UserError`) stops the comparison at once.
+    reported as failed and leaves the others alone; bad input (`UserError`) or a folder that
+    cannot be written (`OSError`) stops the comparison at once.
 
     Returns:
         What `results.json` holds: the settings and, run by run, the cell and its results or its error.

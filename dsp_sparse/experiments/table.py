@@ -42,7 +42,7 @@ def comparison_table(runs: list[dict]) -> str:
             backbone,
             method,
             f"{len(done)}" + (f", {failed} failed" if failed else ""),
-            *(spread([r[key] for r in done]) for key in ("miou",)),
+            spread([r["miou"] for r in done]),
             delta,
             *(spread([r[key] for r in done]) for key in ("overall_accuracy", "mean_accuracy")),
             f"{done[0]['steps']}" if done else "-",
@@ -53,8 +53,6 @@ def comparison_table(runs: list[dict]) -> str:
     lines += [
         "",
         f"Seeds: {', '.join(map(str, seeds))}. `±` is the standard deviation over seeds; the difference to the",
-    ]
-    lines += [
-        "baseline is taken seed by seed, on the same weak labels. mIoU is over all original points of the test scenes."
+        "baseline is taken seed by seed, on the same weak labels. mIoU is over all original points of the test scenes.",
     ]
     return "\n".join(lines) + "\n"
