@@ -74,22 +74,63 @@ def _squared_distances(queries, query_offsets, supports, support_offsets):
 def kpconv(
     features, queries, supports, nb, kernel_points, weights, extent, influence="linear", aggregation="sum"
 ) -> Tensor:
-    """Rigid kernel point convolution, every (neighbour, kernel point) pair written out: `[E, P, Cin]` in memory."""
+    """Rigid kernel point convolution: the deformable one of kernel points that stay where they are."""
+    offsets = kernel_points.new_zeros(len(queries), *kernel_points.shape)
+    rule = {"extent": extent, "influence": influence, "aggregation": aggregation}
+    return deformable_kpconv(features, queries, supports, nb, kernel_points, weights, offsets, **rule)
+
+
+def deformable_kpconv(
+    features,
+    queries,
+    supports,
+    nb,
+    kernel_points,
+    weights,
+    offsets,
+    modulations=None,
+    *,
+    extent,
+    influence="linear",
+    aggregation="sum",
+) -> Tensor:
+    """Kernel point convolution, every (neighbour, kernel point) pair written out: `[E, P, Cin]` in memory."""
     wide = _accumulator(features.dtype)
     rows, cols = _edges(nb)
-    squared = (supports[cols] - queries[rows])[:, None].sub(kernel_points).square().sum(-1)
+    distance = _distances(queries, supports, nb, kernel_points + offsets)
     if influence == "linear":
-        strength = (1 - squared.sqrt() / extent).clamp(min=0)
+        strength = (1 - distance / extent).clamp(min=0)
     elif influence == "constant":
-        strength = torch.ones_like(squared)
+        strength = torch.ones_like(distance)
     else:
-        strength = torch.exp(-squared / (2 * (0.3 * extent) ** 2 + 1e-9))
+        strength = torch.exp(-distance.square() / (2 * (0.3 * extent) ** 2 + 1e-9))
     if aggregation == "closest":
-        nearest = squared.sort(dim=1, stable=True).indices[:, :1]
+        nearest = distance.sort(dim=1, stable=True).indices[:, :1]
         strength = torch.zeros_like(strength).scatter(1, nearest, strength.gather(1, nearest))
+    if modulations is not None:
+        strength = strength * modulations[rows]
     pairs = strength.to(wide)[:, :, None] * features[cols].to(wide)[:, None]
     aggregate = pairs.new_zeros(len(queries), *pairs.shape[1:]).index_add(0, rows, pairs)
     return torch.einsum("mpc,pcd->md", aggregate, weights.to(wide)).to(features.dtype)
+
+
+def fitting_loss(queries, supports, nb, kernel_points, offsets, extent) -> Tensor:
+    """Mean squared distance from a deformed kernel point to its nearest neighbour, one query after another."""
+    squared = _distances(queries, supports, nb, kernel_points + offsets).square()
+    total = offsets.sum() * 0
+    for begin, end in itertools.pairwise(nb.splits.tolist()):
+        if begin < end:
+            total = total + squared[begin:end].amin(dim=0).sum()
+    return total / extent**2 / max(offsets.shape[:2].numel(), 1)
+
+
+def repulsive_loss(kernel_points, offsets, extent, repulse_extent=1.2) -> Tensor:
+    """Each kernel point is pushed away from the others of its query, which stay where they are."""
+    points, total = kernel_points + offsets, offsets.sum() * 0
+    for k, other in itertools.permutations(range(len(kernel_points)), 2):
+        distance = (points[:, k] - points[:, other].detach()).norm(dim=1) / extent
+        total = total + (distance - repulse_extent).clamp(max=0).square().sum()
+    return total / max(offsets.shape[:2].numel(), 1)
 
 
 def max_pool(features, nb) -> Tensor:
@@ -167,6 +208,12 @@ def _edges(nb) -> tuple[Tensor, Tensor]:
     """Query row and support row of every neighbour pair."""
     lengths = nb.splits.diff()
     return torch.arange(len(lengths)).repeat_interleave(lengths), nb.indices.long()
+
+
+def _distances(queries, supports, nb, points) -> Tensor:
+    """`[E, P]` distance of every neighbour to each kernel point `[M, P, 3]` of its query; gradient 0 where it is 0."""
+    rows, cols = _edges(nb)
+    return ((supports[cols] - queries[rows])[:, None] - points[rows]).norm(dim=2)
 
 
 def _unique_voxels(coords: Tensor, offsets: Tensor) -> Voxels:
