@@ -17,6 +17,7 @@ MAX_KERNEL_POINTS = 64  # max_kernel_points in csrc/core/influence.h
 # The aggregate of a chunk: on the CPU it stays in the last cache until the matrix product reads it. Smaller chunks
 # would wait for all threads more often, which costs much when other programs use the cores.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+_POINTS_OF_ALL = 0  # points_of in csrc/api.h
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
 
 
@@ -142,6 +143,8 @@ def _aggregates(
             len(supports),
             kernel_points,
             len(kernel_points),
+            _POINTS_OF_ALL,
+            None,
             indices,
             len(indices),
             splits[start:],

@@ -60,12 +60,31 @@ KP_OP(kp_nearest)(int dtype, const void* queries, int64_t num_queries, const int
 // ---- convolution: neighbourhoods are CSR, query i has the supports indices[splits[i]] to indices[splits[i + 1]]
 
 // aggregate [num_queries, num_kernel_points, channels] of `dtype`: for each kernel point the sum of the neighbours'
-// features times its influence (0 linear, 1 constant, 2 gaussian) on them. queries, supports and kernel_points are
-// [., 3] of `geometry`. splits may be a slice of a longer array; num_indices is the length of all of `indices`.
+// features times its influence (0 linear, 1 constant, 2 gaussian) on them. Coordinates and modulations are of
+// `geometry`; queries and supports [., 3]. points_of: 0 kernel_points [num_kernel_points, 3] serve everywhere; 1 each
+// query, 2 each support has its own [., num_kernel_points, 3]. modulations, null or [., num_kernel_points] as the kernel
+// points, multiply the influence. splits may be a slice of a longer array; num_indices is the length of all of `indices`.
 KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
-                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, const int32_t* indices,
-                    int64_t num_indices, const int64_t* splits, const void* features, int64_t channels, double extent,
-                    int influence, int closest, void* aggregate, int device, void* stream);
+                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, int points_of,
+                    const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                    const void* features, int64_t channels, double extent, int influence, int closest, void* aggregate,
+                    int device, void* stream);
+
+// The gradients of `aggregate` with respect to the kernel points, 0 where a neighbour lies on one, and modulations (null
+// like them) of the queries. With `closest` only the nearest kernel point of a neighbour has one.
+KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
+                          int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
+                          const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                          const void* features, int64_t channels, double extent, int influence, int closest,
+                          const void* grad_aggregate, void* grad_points, void* grad_modulations, int device,
+                          void* stream);
+
+// nearest [num_queries, num_kernel_points]: the neighbour, a support row, nearest to each kernel point of a query, the
+// first one in a tie, -1 without neighbours.
+KP_OP(kp_kernel_point_neighbors)(int geometry, const void* queries, int64_t num_queries, const void* supports,
+                                 int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
+                                 const int32_t* indices, int64_t num_indices, const int64_t* splits, int32_t* nearest,
+                                 int device, void* stream);
 
 // values [num_queries, channels]: maximum over each neighbourhood (0 if empty; NaN wins); winners: the support row it
 // comes from, the first in a tie, -1 if empty.

@@ -9,8 +9,6 @@
 
 namespace kp {
 
-constexpr int vector_width = 16;  // kernel points are padded to it with points that nothing reaches
-
 template <class G, class F>
 struct Aggregation {
   const G *queries, *supports;
@@ -19,19 +17,12 @@ struct Aggregation {
   const F* features;
   int64_t channels;
   InfluenceRule<G> rule;
-  int num_kernel_points, padded;
-  alignas(64) G x[max_kernel_points], y[max_kernel_points], z[max_kernel_points];
+  const G *kernel_points, *modulations;
+  int num_kernel_points, points_of;
   F* aggregate;
 
-  Aggregation(InfluenceRule<G> rule, const G* kernel_points, int64_t count)
-      : rule(rule),
-        num_kernel_points(static_cast<int>(count)),
-        padded((num_kernel_points + vector_width - 1) / vector_width * vector_width) {
-    for (int p = 0; p < padded; p++) {
-      x[p] = p < count ? kernel_points[3 * p] : static_cast<G>(INFINITY);
-      y[p] = p < count ? kernel_points[3 * p + 1] : 0;
-      z[p] = p < count ? kernel_points[3 * p + 2] : 0;
-    }
+  int64_t point_set(int64_t query, int64_t support) const {
+    return points_of == 0 ? 0 : (points_of == 1 ? query : support) * num_kernel_points;
   }
 };
 
@@ -44,10 +35,15 @@ struct Acting {
 };
 
 template <class G, class F>
-KP_WIDE_BODY void find_acting(const Aggregation<G, F>& a, const G* query, const G* support, Acting<Accumulator<F>>& out) {
+KP_WIDE_BODY void find_acting(const Aggregation<G, F>& a, int64_t i, int64_t j, Acting<Accumulator<F>>& out) {
+  const G *query = a.queries + 3 * i, *support = a.supports + 3 * j;
   G rx = support[0] - query[0], ry = support[1] - query[1], rz = support[2] - query[2];
+  const int64_t set = a.point_set(i, j);
   alignas(64) G squared[max_kernel_points];
-  for (int p = 0; p < a.padded; p++) squared[p] = squared_distance(rx, ry, rz, a.x[p], a.y[p], a.z[p]);
+  for (int p = 0; p < a.num_kernel_points; p++) {
+    const G* k = a.kernel_points + 3 * (set + p);
+    squared[p] = squared_distance(rx, ry, rz, k[0], k[1], k[2]);
+  }
   int count = 0;
   if (a.rule.closest) {
     int nearest = 0;
@@ -61,7 +57,10 @@ KP_WIDE_BODY void find_acting(const Aggregation<G, F>& a, const G* query, const 
       count += a.rule.reaches(squared[p]);
     }
   }
-  for (int t = 0; t < count; t++) out.strength[t] = static_cast<Accumulator<F>>(a.rule.strength(squared[out.point[t]]));
+  for (int t = 0; t < count; t++) {
+    const G modulation = a.modulations ? a.modulations[set + out.point[t]] : G(1);
+    out.strength[t] = static_cast<Accumulator<F>>(a.rule.strength(squared[out.point[t]]) * modulation);
+  }
   out.count = count;
 }
 
@@ -79,7 +78,7 @@ KP_WIDE_BODY void aggregate_rows(const Aggregation<G, F>& a, int64_t begin, int6
     std::fill(row, row + row_size, A(0));
     for (int64_t e = a.splits[i]; e < a.splits[i + 1]; e++) {
       const int64_t j = a.indices[e];
-      find_acting(a, a.queries + 3 * i, a.supports + 3 * j, acting);
+      find_acting(a, i, j, acting);
       const F* __restrict feature = a.features + j * a.channels;
       for (int t = 0; t < acting.count; t++) {
         const A strength = acting.strength[t];
@@ -109,25 +108,110 @@ KP_AGGREGATE(double, BFloat16)
 }  // namespace kp
 
 KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
-                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, const int32_t* indices,
-                    int64_t num_indices, const int64_t* splits, const void* features, int64_t channels, double extent,
-                    int influence, int closest, void* aggregate, int, void*) {
+                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, int points_of,
+                    const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                    const void* features, int64_t channels, double extent, int influence, int closest, void* aggregate,
+                    int, void*) {
   return kp::guarded([&] {
     kp::check_csr(indices, num_indices, splits, num_queries, num_supports);
     kp::with_coordinates(geometry, [&](auto coordinate) {
       kp::with_features(dtype, [&](auto feature) {
         using G = decltype(coordinate);
         using F = decltype(feature);
-        kp::Aggregation<G, F> a(kp::InfluenceRule<G>(influence, closest, extent), static_cast<const G*>(kernel_points),
-                                num_kernel_points);
-        a.queries = static_cast<const G*>(queries);
-        a.supports = static_cast<const G*>(supports);
-        a.indices = indices;
-        a.splits = splits;
-        a.features = static_cast<const F*>(features);
-        a.channels = channels;
-        a.aggregate = static_cast<F*>(aggregate);
+        const kp::Aggregation<G, F> a{static_cast<const G*>(queries),
+                                      static_cast<const G*>(supports),
+                                      indices,
+                                      splits,
+                                      static_cast<const F*>(features),
+                                      channels,
+                                      kp::InfluenceRule<G>(influence, closest, extent),
+                                      static_cast<const G*>(kernel_points),
+                                      static_cast<const G*>(modulations),
+                                      static_cast<int>(num_kernel_points),
+                                      points_of,
+                                      static_cast<F*>(aggregate)};
         kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) { kp::aggregate(a, begin, end); });
+      });
+    });
+  });
+}
+
+KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
+                          int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
+                          const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                          const void* features, int64_t channels, double extent, int influence, int closest,
+                          const void* grad_aggregate, void* grad_points, void* grad_modulations, int, void*) {
+  return kp::guarded([&] {
+    kp::check_csr(indices, num_indices, splits, num_queries, num_supports);
+    kp::with_coordinates(geometry, [&](auto coordinate) {
+      kp::with_features(dtype, [&](auto feature) {
+        using G = decltype(coordinate);
+        using F = decltype(feature);
+        using A = kp::Accumulator<F>;
+        const kp::InfluenceRule<G> rule(influence, closest, extent);
+        kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) {
+          const int count = static_cast<int>(num_kernel_points);
+          std::vector<G> squared(count);
+          for (int64_t i = begin; i < end; i++) {
+            const G *points = static_cast<const G*>(kernel_points) + 3 * i * count, *query = static_cast<const G*>(queries) + 3 * i;
+            G* out = static_cast<G*>(grad_points) + 3 * i * count;
+            G* out_m = grad_modulations ? static_cast<G*>(grad_modulations) + i * count : nullptr;
+            std::fill(out, out + 3 * count, G(0));
+            if (out_m) std::fill(out_m, out_m + count, G(0));
+            for (int64_t e = splits[i]; e < splits[i + 1]; e++) {
+              const int64_t j = indices[e];
+              const G* support = static_cast<const G*>(supports) + 3 * j;
+              const G r[3] = {support[0] - query[0], support[1] - query[1], support[2] - query[2]};
+              for (int p = 0; p < count; p++)
+                squared[p] = kp::squared_distance(r[0], r[1], r[2], points[3 * p], points[3 * p + 1], points[3 * p + 2]);
+              const int nearest = static_cast<int>(std::min_element(squared.begin(), squared.end()) - squared.begin());
+              for (int p = 0; p < count; p++) {
+                if (!rule.reaches(squared[p]) || (rule.closest && p != nearest)) continue;
+                const F* feature_row = static_cast<const F*>(features) + j * channels;
+                const F* grad_row = static_cast<const F*>(grad_aggregate) + (i * count + p) * channels;
+                A dot = 0;
+                for (int64_t c = 0; c < channels; c++) dot += static_cast<A>(feature_row[c]) * static_cast<A>(grad_row[c]);
+                const G d = std::sqrt(squared[p]), h = rule.strength(squared[p]);
+                const G modulation = modulations ? static_cast<const G*>(modulations)[i * count + p] : G(1);
+                G slope = 0;  // of the influence, over the distance, away from the kernel point
+                if (influence == 0 && d > 0) slope = rule.inverse_extent / d;
+                if (influence == 2) slope = 2 * h * rule.inverse_two_sigma2;
+                for (int x = 0; x < 3; x++) out[3 * p + x] += static_cast<G>(dot) * modulation * slope * (r[x] - points[3 * p + x]);
+                if (out_m) out_m[p] += static_cast<G>(dot) * h;
+              }
+            }
+          }
+        });
+      });
+    });
+  });
+}
+
+KP_OP(kp_kernel_point_neighbors)(int geometry, const void* queries, int64_t num_queries, const void* supports,
+                                 int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
+                                 const int32_t* indices, int64_t num_indices, const int64_t* splits, int32_t* nearest,
+                                 int, void*) {
+  return kp::guarded([&] {
+    kp::check_csr(indices, num_indices, splits, num_queries, num_supports);
+    kp::with_coordinates(geometry, [&](auto coordinate) {
+      using G = decltype(coordinate);
+      kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++)
+          for (int64_t p = 0; p < num_kernel_points; p++) {
+            const G* k = static_cast<const G*>(kernel_points) + 3 * (i * num_kernel_points + p);
+            const G* q = static_cast<const G*>(queries) + 3 * i;
+            G best = static_cast<G>(INFINITY);
+            int32_t& row = nearest[i * num_kernel_points + p];
+            row = splits[i] < splits[i + 1] ? indices[splits[i]] : -1;
+            for (int64_t e = splits[i]; e < splits[i + 1]; e++) {
+              const G* s = static_cast<const G*>(supports) + 3 * static_cast<int64_t>(indices[e]);
+              const G d = kp::squared_distance(s[0] - q[0], s[1] - q[1], s[2] - q[2], k[0], k[1], k[2]);
+              if (d < best) {
+                best = d;
+                row = indices[e];
+              }
+            }
+          }
       });
     });
   });
