@@ -13,11 +13,11 @@ from .neighbors import Neighbors
 INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
 AGGREGATIONS = ("sum", "closest")
 MAX_KERNEL_POINTS = 64  # max_kernel_points in csrc/core/influence.h
+OF_ALL, OF_QUERIES, OF_SUPPORTS = 0, 1, 2  # points_of in csrc/api.h: whose kernel points they are
 
 # The aggregate of a chunk: on the CPU it stays in the last cache until the matrix product reads it. Smaller chunks
 # would wait for all threads more often, which costs much when other programs use the cores.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
-_POINTS_OF_ALL = 0  # points_of in csrc/api.h
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
 
 
@@ -60,21 +60,9 @@ def kpconv(
         ValueError: a wrong shape or device, neighbours of other point sets, an extent that is not positive, an unknown
             influence or aggregation.
     """
-    check_tensor("queries", queries, (None, 3), COORDINATE_DTYPES)
-    check_tensor("supports", supports, (None, 3), (queries.dtype,), like=queries)
-    check_tensor("features", features, (len(supports), None), FEATURE_DTYPES, like=queries)
-    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
-    check_neighbors(nb, queries, len(supports))
-    check_positive("extent", extent)
-    if not 1 <= len(kernel_points) <= MAX_KERNEL_POINTS:
-        raise ValueError(f"kernel_points must have 1 to {MAX_KERNEL_POINTS} rows, got {len(kernel_points)}")
-    if influence not in INFLUENCES:
-        raise ValueError(f"influence must be one of {', '.join(INFLUENCES)}, got {influence!r}")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+    check_geometry(features, queries, supports, nb, kernel_points, extent, influence, aggregation)
     features, weights = autocast(features, weights)
-    shape = (len(kernel_points), features.shape[1], None)
-    check_tensor("weights", weights, shape, (features.dtype,), like=queries)
+    check_weights(weights, features, kernel_points)
 
     # Computed once for each neighbourhood, whatever the number of layers that use it.
     seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
@@ -94,6 +82,28 @@ def kpconv(
     )
 
 
+def check_geometry(features, queries, supports, nb, kernel_points, extent, influence, aggregation) -> None:
+    """What `kpconv` asks of its arguments but the weights."""
+    check_tensor("queries", queries, (None, 3), COORDINATE_DTYPES)
+    check_tensor("supports", supports, (None, 3), (queries.dtype,), like=queries)
+    check_tensor("features", features, (len(supports), None), FEATURE_DTYPES, like=queries)
+    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
+    check_neighbors(nb, queries, len(supports))
+    check_positive("extent", extent)
+    if not 1 <= len(kernel_points) <= MAX_KERNEL_POINTS:
+        raise ValueError(f"kernel_points must have 1 to {MAX_KERNEL_POINTS} rows, got {len(kernel_points)}")
+    if influence not in INFLUENCES:
+        raise ValueError(f"influence must be one of {', '.join(INFLUENCES)}, got {influence!r}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+
+
+def check_weights(weights: Tensor, features: Tensor, kernel_points: Tensor) -> None:
+    """Weights `[P, Cin, Cout]` for these features and kernel points."""
+    shape = (len(kernel_points), features.shape[1], None)
+    check_tensor("weights", weights, shape, (features.dtype,), like=features)
+
+
 def check_neighbors(nb: Neighbors, queries: Tensor, num_supports: int) -> None:
     """Neighbourhoods of these queries among `num_supports` supports."""
     if not isinstance(nb, Neighbors):
@@ -105,78 +115,83 @@ def check_neighbors(nb: Neighbors, queries: Tensor, num_supports: int) -> None:
 
 
 # seen_by: for every support the queries that see it; needed for the gradient of the features only.
-_GEOMETRY = (
+GEOMETRY = (
     "Tensor queries, Tensor supports, Tensor kernel_points, Tensor indices, Tensor splits, "
     "Tensor? seen_by_indices, Tensor? seen_by_splits, float extent, str influence, str aggregation"
 )
-torch.library.define("kpconv_ops::kpconv", f"(Tensor features, Tensor weights, {_GEOMETRY}) -> Tensor")
+torch.library.define("kpconv_ops::kpconv", f"(Tensor features, Tensor weights, {GEOMETRY}) -> Tensor")
 torch.library.define(
     "kpconv_ops::kpconv_backward",
-    f"(Tensor grad, Tensor features, Tensor weights, {_GEOMETRY}, bool need_features, bool need_weights) "
+    f"(Tensor grad, Tensor features, Tensor weights, {GEOMETRY}, bool need_features, bool need_weights) "
     "-> (Tensor grad_features, Tensor grad_weights)",
 )
 
 
+def chunks(num_rows: int, width: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of rows, and for each an uninitialised `[rows, width]`: the chunks share one buffer."""
+    budget = _CHUNK_BYTES["cuda" if _native.on_cuda(like) else "cpu"]
+    chunk = min(max(budget // max(width * like.element_size(), 1), _MIN_CHUNK_ROWS), num_rows)
+    buffer = like.new_empty(chunk, width)
+    for start in range(0, num_rows, max(chunk, 1)):
+        stop = min(start + chunk, num_rows)
+        yield slice(start, stop), buffer[: stop - start]
+
+
 def _aggregates(
-    features, queries, supports, kernel_points, indices, splits, extent, influence, aggregation
+    features, modulations, queries, supports, kernel_points, points_of, indices, splits, extent, influence, aggregation
 ) -> Iterator[tuple[slice, Tensor]]:
     """Chunk by chunk, query rows and their `[rows, P * C]` aggregate: a weighted sum of features for each kernel point.
 
-    The chunks share one buffer.
+    The chunks share one buffer. Kernel points are `[P, 3]` or, as modulations, `[., P, 3]` of the queries or supports.
     """
     features, queries, supports = features.contiguous(), queries.contiguous(), supports.contiguous()
     kernel_points, indices, splits = kernel_points.contiguous(), indices.contiguous(), splits.contiguous()
-    width = len(kernel_points) * features.shape[1]
-    budget = _CHUNK_BYTES["cuda" if _native.on_cuda(features) else "cpu"]
-    chunk = min(max(budget // max(width * features.element_size(), 1), _MIN_CHUNK_ROWS), len(queries))
-    buffer = features.new_empty(chunk, width)
-    for start in range(0, len(queries), max(chunk, 1)):
-        stop = min(start + chunk, len(queries))
+    modulations = None if modulations is None else modulations.contiguous()
+    num_points, channels = kernel_points.shape[-2], features.shape[1]
+    for rows, buffer in chunks(len(queries), num_points * channels, features):
+        own = rows if points_of == OF_QUERIES else slice(None)
         _native.call(
             "kp_aggregate",
             features,
             queries.dtype,
             features.dtype,
-            queries[start:stop],
-            stop - start,
+            queries[rows],
+            len(buffer),
             supports,
             len(supports),
-            kernel_points,
-            len(kernel_points),
-            _POINTS_OF_ALL,
-            None,
+            kernel_points[own],
+            num_points,
+            points_of,
+            None if modulations is None else modulations[own],
             indices,
             len(indices),
-            splits[start:],
+            splits[rows.start :],
             features,
-            features.shape[1],
+            channels,
             extent,
             INFLUENCES[influence],
             aggregation == "closest",
             buffer,
         )
-        yield slice(start, stop), buffer[: stop - start]
+        yield rows, buffer
 
 
-@torch.library.impl("kpconv_ops::kpconv", ("cpu", "cuda"))
-def _kpconv(features, weights, queries, supports, kernel_points, indices, splits, _indices, _splits, *rule):
+def convolve(features, weights, modulations, queries, supports, kernel_points, indices, splits, _i, _s, *rule):
+    """The convolution, with kernel points `[P, 3]` for all queries or `[M, P, 3]`, one set a query."""
+    points_of = OF_QUERIES if kernel_points.dim() == 3 else OF_ALL
     out = features.new_empty(len(queries), weights.shape[2])
     matrix = weights.flatten(0, 1)
-    for rows, aggregate in _aggregates(features, queries, supports, kernel_points, indices, splits, *rule):
+    geometry = queries, supports, kernel_points, points_of, indices, splits
+    for rows, aggregate in _aggregates(features, modulations, *geometry, *rule):
         torch.mm(aggregate, matrix, out=out[rows])
     return out
 
 
-@torch.library.register_fake("kpconv_ops::kpconv")
-def _kpconv_fake(features, weights, queries, *_):
-    return features.new_empty(queries.shape[0], weights.shape[2])
-
-
-@torch.library.impl("kpconv_ops::kpconv_backward", ("cpu", "cuda"))
-def _kpconv_backward(
+def feature_and_weight_gradients(
     grad,
     features,
     weights,
+    modulations,
     queries,
     supports,
     kernel_points,
@@ -190,25 +205,46 @@ def _kpconv_backward(
     need_features,
     need_weights,
 ):
-    rule = (extent, influence, aggregation)
+    """The gradients of `convolve`, empty tensors where they are not needed."""
+    rule, deformable = (extent, influence, aggregation), kernel_points.dim() == 3
     num_points, in_channels, out_channels = weights.shape
     sums = {"dtype": accumulator(features.dtype)}
+    none = features.new_empty(0)
+    if not (need_features or need_weights):
+        return none, none
     if not need_features:
         grad_weights = features.new_zeros(num_points * in_channels, out_channels, **sums)
-        for rows, aggregate in _aggregates(features, queries, supports, kernel_points, indices, splits, *rule):
+        geometry = queries, supports, kernel_points, OF_QUERIES if deformable else OF_ALL, indices, splits
+        for rows, aggregate in _aggregates(features, modulations, *geometry, *rule):
             add_product(grad_weights, aggregate.t(), grad[rows])
-        return features.new_empty(0), grad_weights.view_as(weights).to(weights.dtype)
+        return none, grad_weights.view_as(weights).to(weights.dtype)
     # The same aggregate with the roles swapped: a support gathers the gradients of the queries that see it. Looking
     # from the support to the query turns the kernel points round. It serves both gradients.
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     grad_weights = features.new_zeros(in_channels, num_points * out_channels, **sums)
     matrix = weights.transpose(1, 2).flatten(0, 1)
-    for rows, aggregate in _aggregates(grad, supports, queries, -kernel_points, seen_by_indices, seen_by_splits, *rule):
+    geometry = supports, queries, -kernel_points, OF_SUPPORTS if deformable else OF_ALL, seen_by_indices, seen_by_splits
+    for rows, aggregate in _aggregates(grad, modulations, *geometry, *rule):
         torch.mm(aggregate, matrix, out=grad_features[rows])
         if need_weights:
             add_product(grad_weights, features[rows].t(), aggregate)
     grad_weights = grad_weights.view(in_channels, num_points, out_channels).transpose(0, 1)
-    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
+    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else none
+
+
+@torch.library.impl("kpconv_ops::kpconv", ("cpu", "cuda"))
+def _kpconv(features, weights, *geometry):
+    return convolve(features, weights, None, *geometry)
+
+
+@torch.library.register_fake("kpconv_ops::kpconv")
+def _kpconv_fake(features, weights, queries, *_):
+    return features.new_empty(queries.shape[0], weights.shape[2])
+
+
+@torch.library.impl("kpconv_ops::kpconv_backward", ("cpu", "cuda"))
+def _kpconv_backward(grad, features, weights, *geometry_and_needs):
+    return feature_and_weight_gradients(grad, features, weights, None, *geometry_and_needs)
 
 
 @torch.library.register_fake("kpconv_ops::kpconv_backward")

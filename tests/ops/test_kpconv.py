@@ -246,7 +246,9 @@ def test_peak_memory_is_one_chunk(device, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr(module, "_MIN_CHUNK_ROWS", 7)
     features, queries, supports, nb, kernel, _ = args
-    chunks = module._aggregates(features, queries, supports, kernel, nb.indices, nb.splits, 0.2, "linear", "sum")
+    chunks = module._aggregates(
+        features, None, queries, supports, kernel, 0, nb.indices, nb.splits, 0.2, "linear", "sum"
+    )
     assert [len(aggregate) for _, aggregate in chunks] == [7] * 7 + [1]
     for result, whole in zip(with_gradients(kpconv, *args, 0.2), expected, strict=True):
         torch.testing.assert_close(result, whole)
