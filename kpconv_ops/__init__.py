@@ -1,5 +1,6 @@
 """Operators on packed point sets and sparse voxels, on CPU and CUDA, in PyTorch."""
 
+from .deformable import deformable_kpconv, fitting_loss, repulsive_loss
 from .kernel_points import kernel_points
 from .kpconv import kpconv
 from .neighbors import Neighbors, nearest, radius_search
@@ -13,6 +14,8 @@ __all__ = [
     "KernelMap",
     "Neighbors",
     "Voxels",
+    "deformable_kpconv",
+    "fitting_loss",
     "grid_subsample",
     "kernel_map",
     "kernel_points",
@@ -20,6 +23,7 @@ __all__ = [
     "max_pool",
     "nearest",
     "radius_search",
+    "repulsive_loss",
     "scatter_mean",
     "sparse_conv",
     "stride_coords",
