@@ -25,14 +25,14 @@ struct InfluenceRule {
         squared_reach(kind == 0 ? static_cast<G>(extent * extent) : static_cast<G>(INFINITY)),
         inverse_two_sigma2(static_cast<G>(1 / (2 * 0.09 * extent * extent + 1e-9))) {}
 
-  KP_HD bool reaches(G squared_distance) const { return squared_distance < squared_reach; }
+  KP_HD bool reaches(G squared_distance) const { return !(squared_distance >= squared_reach); }
 
-  // Influence at a distance that `reaches`.
+  // Influence at a distance that `reaches`. NaN stays NaN.
   KP_HD G strength(G squared_distance) const {
     switch (kind) {
       case Influence::linear: {
         G h = 1 - sqrt(squared_distance) * inverse_extent;
-        return h > 0 ? h : 0;
+        return h < 0 ? 0 : h;
       }
       case Influence::constant: return 1;
       default: return exp(-squared_distance * inverse_two_sigma2);
