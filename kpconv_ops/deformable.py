@@ -146,8 +146,8 @@ def repulsive_loss(kernel_points: Tensor, offsets: Tensor, extent: float, repuls
 
 def _deformed(queries: Tensor, kernel_points: Tensor, offsets: Tensor) -> Tensor:
     """`[M, P, 3]` kernel points of every query, dtype of the queries."""
-    shape = (len(queries), len(kernel_points), 3)
-    check_tensor("offsets", offsets, shape, FEATURE_DTYPES, like=queries)
+    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
+    check_tensor("offsets", offsets, (len(queries), len(kernel_points), 3), FEATURE_DTYPES, like=queries)
     return kernel_points.detach().to(queries.dtype) + offsets.to(queries.dtype)
 
 
