@@ -95,6 +95,7 @@ class LossConfig:
     Args:
         lambda_cr: weight of the cross consistency loss (Eq. 5).
         lambda_sr: weight of the self consistency loss (Eq. 9).
+        lambda_reg: weight of the backbone's own regularisation; a deformable KPFCNN has 2 · fitting + repulsive (KPConv).
         consistency_reduction: "mean" over points, or the paper's "sum" (the squared Frobenius norm).
         seg_c: segmentation loss on the cross branch too (Table 2a; not part of the method).
         seg_s: segmentation loss on the intra branch too (Eq. 10; Table 2b leaves it out).
@@ -102,6 +103,7 @@ class LossConfig:
 
     lambda_cr: float = 1.0
     lambda_sr: float = 1.0
+    lambda_reg: float = 1.0
     consistency_reduction: Literal["mean", "sum"] = "mean"
     seg_c: bool = False
     seg_s: bool = True
@@ -112,6 +114,7 @@ class LossConfig:
             self,
             lambda_cr=(self.lambda_cr >= 0, "at least 0"),
             lambda_sr=(self.lambda_sr >= 0, "at least 0"),
+            lambda_reg=(self.lambda_reg >= 0, "at least 0"),
         )
 
 
@@ -123,6 +126,7 @@ class OptimConfig:
         epochs: epochs a stage.
         steps_per_epoch: optimiser steps an epoch.
         lr: learning rate at the start of a stage.
+        offset_lr_factor: learning rate of what moves kernel points (deformable KPFCNN) as a share of that of the rest.
         lr_decay: learning rate at the end of a stage as a share of `lr`, reached exponentially, epoch by epoch.
         momentum: momentum of SGD.
         weight_decay: L2 penalty.
@@ -133,6 +137,7 @@ class OptimConfig:
     epochs: int = 600
     steps_per_epoch: int = 500
     lr: float = 0.01
+    offset_lr_factor: float = 0.1
     lr_decay: float = 1e-4
     momentum: float = 0.98
     weight_decay: float = 1e-3
@@ -146,6 +151,7 @@ class OptimConfig:
             epochs=(self.epochs >= 1, "at least 1"),
             steps_per_epoch=(self.steps_per_epoch >= 1, "at least 1"),
             lr=(self.lr > 0, "positive"),
+            offset_lr_factor=(self.offset_lr_factor >= 0, "at least 0"),
             lr_decay=(0 < self.lr_decay <= 1, "in (0, 1]"),
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
             weight_decay=(self.weight_decay >= 0, "at least 0"),

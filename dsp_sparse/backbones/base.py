@@ -62,6 +62,14 @@ class TapBackbone(nn.Module, ABC):
     def decode(self, features: Tensor, state: Any) -> Tensor:
         """Run `f_dec` on `[M, tap.channels]` features at the tap: `[N, tap.out_channels]` logits in input order."""
 
+    def regularization(self, state: Any) -> Tensor | None:
+        """A scalar that the encoding of `state` adds to a training loss; None if the network has no such term."""
+        return None
+
+    def offset_parameters(self) -> list[nn.Parameter]:
+        """Parameters that move kernel points: they train with a smaller learning rate than the others."""
+        return []
+
     def forward(self, batch: Ragged, geometry: Any = None) -> Tensor:
         """`[N, tap.out_channels]` logits, one row an input point, in input order."""
         tap, state = self.encode(batch, geometry)

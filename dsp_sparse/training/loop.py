@@ -120,9 +120,8 @@ def _train_stage(
     """Train the stage that `state` stands in, to its end; returns the start of the next stage."""
     optim, name = config.optim, METHODS[config.method][state.stage]
     objective = Objective(net, name, config.loss).to(next(net.parameters()).device).train()
-    optimizer = torch.optim.SGD(
-        objective.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
+    groups, factors = parameter_groups(objective, optim.offset_lr_factor)
+    optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
         for branch, module in objective.branches.items():
@@ -133,8 +132,8 @@ def _train_stage(
         for epoch in range(state.epoch, optim.epochs):
             torch.manual_seed(derived_seed(config.seed, state.stage, epoch))
             rate = optim.lr * optim.lr_decay ** (epoch / optim.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                group["lr"] = factor * rate
             place = {"stage": state.stage, "objective": name, "epoch": epoch + 1, "lr": rate}
             bar.set_description(f"{name} {epoch + 1}/{optim.epochs}")
             try:
@@ -155,6 +154,19 @@ def _train_stage(
     state = TrainingState(stage=state.stage + 1, net=state.net, modules=state.modules)
     run.save(state)
     return state
+
+
+def parameter_groups(objective: Objective, offset_lr_factor: float) -> tuple[list[dict], list[float]]:
+    """The optimiser's parameter groups, and the factor on each one's learning rate.
+
+    The first holds all parameters but those that move kernel points, which are a second one if there are any.
+    """
+    offsets = objective.net.offset_parameters()
+    moving = set(offsets)
+    groups = [{"params": [p for p in objective.parameters() if p not in moving]}]
+    if not offsets:
+        return groups, [1.0]
+    return [*groups, {"params": offsets}], [1.0, offset_lr_factor]
 
 
 def derived_seed(*numbers: int) -> int:

@@ -56,8 +56,8 @@ class Objective(nn.Module):
             geometry: `net.geometry(batch.input)`, computed here when omitted.
 
         Returns:
-            The plain losses `seg`, `cr`, `seg_c`, `sr`, `seg_s` as far as the stage has them, and their weighted sum
-            `total`, which is what to minimise.
+            The plain losses `seg`, `reg` (of a backbone that has a regularisation), `cr`, `seg_c`, `sr`, `seg_s` as far
+            as the stage has them, and their weighted sum `total`, which is what to minimise.
         """
         config, net = self.config, self.net
         tap, state = net.encode(batch.input, geometry)
@@ -68,6 +68,9 @@ class Objective(nn.Module):
 
         losses = {"seg": segmentation_loss(logits, batch.labels)}
         total = losses["seg"]
+        if (regularization := net.regularization(state)) is not None:
+            losses["reg"] = regularization
+            total = total + config.lambda_reg * regularization
         with running_statistics_kept(net):
             if "csfr" in self.branches:
                 cross = net.decode(self.branches["csfr"](tap, batch.partner).feat, state)

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from dataclasses import fields, is_dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,15 @@ IN, CLASSES = 3, 4
 LENGTHS = (90, 0, 1, 60)
 
 
-@pytest.fixture(params=BACKBONES)
-def name(request):
-    return request.param
+DEFORMABLE = {"deformable_levels": (1, 2), "modulated": True}
+TINY = {name: partial(tiny_backbone, name, IN, CLASSES) for name in BACKBONES}
+TINY["kpfcnn-deformable"] = partial(tiny_backbone, "kpfcnn", IN, CLASSES, **DEFORMABLE)
+
+
+@pytest.fixture(params=TINY)
+def tiny(request):
+    """Builds a small backbone of each kind; takes a seed and more options."""
+    return TINY[request.param]
 
 
 @pytest.fixture(params=devices())
@@ -28,8 +35,8 @@ def device(request):
 
 
 @pytest.fixture
-def net(name, device):
-    return calibrated(tiny_backbone(name, IN, CLASSES).to(device))
+def net(tiny, device):
+    return calibrated(tiny().to(device))
 
 
 @pytest.fixture
@@ -106,6 +113,21 @@ def test_two_decodes_share_one_encoding_in_training(net, batch):
     torch.testing.assert_close(both, {key: plain[key] + other[key] for key in both}, rtol=1e-9, atol=1e-9)
 
 
+def test_regularization_belongs_to_one_encoding(net, batch):
+    """Networks with parameters that move kernel points have a term that depends on the state alone, is there after any
+    decoding, and reaches each of those parameters; other networks have neither."""
+    tap, state = net.encode(batch)
+    term, moving = net.regularization(state), net.offset_parameters()
+    assert (term is None) == (not moving)
+    if term is not None:
+        net.decode(tap.feat.flip(0), state)
+        other = net.encode(batch.sample(0))[1]
+        assert term.isfinite() and not torch.equal(net.regularization(other), term)
+        assert torch.equal(net.regularization(state), term)
+        assert all(gradient.any() for gradient in torch.autograd.grad(term, moving))
+        assert set(moving) < set(net.parameters())
+
+
 def test_geometry_may_be_computed_beforehand(net, batch):
     """A geometry passed in gives what the one computed inside gives, and belongs to no graph."""
     geometry = net.geometry(batch.with_feat(batch.feat.clone().requires_grad_()))
@@ -127,13 +149,13 @@ def test_tap_is_what_it_says(net, batch):
         assert distances.max() <= 0.1 * net.tap.stride * 3**0.5 + 1e-6
 
 
-def test_every_tap_stage_cuts_the_same_network(name, device, batch):
+def test_every_tap_stage_cuts_the_same_network(tiny, device, batch):
     """Where the tap lies never changes the logits; each stage halves its stride; there are no other stages."""
-    bottleneck = calibrated(tiny_backbone(name, IN, CLASSES, tap_stage=0).to(device))
+    bottleneck = calibrated(tiny(tap_stage=0).to(device))
     stages = round(math.log2(bottleneck.tap.stride))
     rows = 0
     for stage in range(stages + 1):
-        net = tiny_backbone(name, IN, CLASSES, seed=stage, tap_stage=stage).to(device).eval()
+        net = tiny(seed=stage, tap_stage=stage).to(device).eval()
         net.load_state_dict(bottleneck.state_dict())
         tap, state = net.encode(batch)
         assert net.tap.stride == 2 ** (stages - stage)
@@ -143,7 +165,7 @@ def test_every_tap_stage_cuts_the_same_network(name, device, batch):
         assert torch.equal(net.decode(tap.feat, state), bottleneck(batch))
     for stage in (-1, stages + 1):
         with pytest.raises(UserError, match=f"tap_stage.*{stages}.*{stage}"):
-            tiny_backbone(name, IN, CLASSES, tap_stage=stage)
+            tiny(tap_stage=stage)
 
 
 # -------------------------------------------------------------------------------------------------- ragged batches
@@ -174,18 +196,18 @@ def test_no_gradient_crosses_samples(net, batch):
     assert (feat.grad[: batch.rows(3).start] == 0).all()
 
 
-def test_points_may_come_in_any_order(name, device):
+def test_points_may_come_in_any_order(tiny, device):
     """Permuting the points of a sample permutes its logits, to rounding."""
-    net = calibrated(tiny_backbone(name, IN, CLASSES).to(device), torch.float64)
+    net = calibrated(tiny().to(device), torch.float64)
     batch = random_ragged((90,), IN, seed=1, dtype=torch.float64, device=device)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).to(device)
     permuted = Ragged(batch.feat[order], batch.coord[order], batch.offsets)
     torch.testing.assert_close(net(permuted), net(batch)[order], rtol=1e-9, atol=1e-9)
 
 
-def test_far_from_the_origin(name, device):
+def test_far_from_the_origin(tiny, device):
     """Projected coordinates in float64 (millions of metres) give the logits of the same points near the origin."""
-    net = calibrated(tiny_backbone(name, IN, CLASSES).to(device), torch.float64)
+    net = calibrated(tiny().to(device), torch.float64)
     batch = random_ragged((90, 30), IN, seed=1, dtype=torch.float64, device=device)
     # A whole number of the coarsest voxels (1.6 m), so that voxel grids fall on the same places.
     shift = torch.tensor([1.6 * 500_000, -1.6 * 3_000_000, 1.6 * 10], dtype=torch.float64, device=device)
@@ -289,20 +311,20 @@ def test_distributed(net, batch, process_group):
 # ------------------------------------------------------------------------------------------------ weights and errors
 
 
-def test_state_dict_round_trip(net, name, batch):
+def test_state_dict_round_trip(net, tiny, batch):
     """A saved state is the whole network: loaded over other weights it predicts the same, bit for bit."""
     file = io.BytesIO()
     torch.save(net.state_dict(), file)
     file.seek(0)
-    other = tiny_backbone(name, IN, CLASSES, seed=99).to(batch.coord.device).eval()
+    other = tiny(seed=99).to(batch.coord.device).eval()
     assert not torch.equal(other(batch), net(batch))
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(batch), net(batch))
 
 
-def test_seeded_weights(name):
+def test_seeded_weights(tiny):
     """The same seed of torch's generator builds the same network, everything in its state included."""
-    one, two, other = (tiny_backbone(name, IN, CLASSES, seed=seed).state_dict() for seed in (5, 5, 6))
+    one, two, other = (tiny(seed=seed).state_dict() for seed in (5, 5, 6))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
@@ -320,6 +342,7 @@ def test_features_must_have_the_channels_of_the_network(net, batch):
         net(batch.with_feat(batch.feat[:, :2]))
 
 
+@pytest.mark.parametrize("name", BACKBONES)
 def test_bad_arguments_are_refused_with_the_choices(name):
     with pytest.raises(UserError, match=f"{name}.*'resnet'"):
         build_backbone("resnet", IN, CLASSES)
