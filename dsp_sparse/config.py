@@ -95,7 +95,7 @@ class LossConfig:
     Args:
         lambda_cr: weight of the cross consistency loss (Eq. 5).
         lambda_sr: weight of the self consistency loss (Eq. 9).
-        lambda_reg: weight of the backbone's own regularisation; a deformable KPFCNN has 2 · fitting + repulsive (KPConv).
+        lambda_reg: weight of the regularisation that a deformable KPFCNN has: 2 · fitting + repulsive (KPConv).
         consistency_reduction: "mean" over points, or the paper's "sum" (the squared Frobenius norm).
         seg_c: segmentation loss on the cross branch too (Table 2a; not part of the method).
         seg_s: segmentation loss on the intra branch too (Eq. 10; Table 2b leaves it out).

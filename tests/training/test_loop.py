@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CLASSES, tiny_net, with_optim
+from tiny import CLASSES, DEFORMABLE, tiny_net, with_optim
 
 from dsp_sparse.errors import UserError
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
@@ -82,6 +82,50 @@ def test_an_interrupted_run_ends_with_the_same_numbers(done, backbone, settings,
     assert not (tmp_path / "resumed" / "model.pt").exists()
     train(config, tmp_path / "resumed")
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+@pytest.fixture
+def deformable(settings):
+    """The settings with a deformable KPFCNN."""
+    return replace(settings, backbone="kpfcnn", kpfcnn=replace(settings.kpfcnn, **DEFORMABLE))
+
+
+def test_a_deformable_network_learns_and_resumes(deformable, tmp_path, monkeypatch):
+    """The regularisation is a loss of its own name, and falls; interrupted, the run ends with the same numbers."""
+    config = with_optim(replace(deformable, method="isfr"), epochs=4, steps_per_epoch=5)
+    train(config, tmp_path / "straight")
+    lines = metrics_of(tmp_path / "straight")
+    assert 0 < lines[3]["losses"]["reg"] < 0.9 * lines[0]["losses"]["reg"]
+    assert lines[3]["losses"]["seg"] < 0.9 * lines[0]["losses"]["seg"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 3)
+        train(config, tmp_path / "resumed")
+    train(config, tmp_path / "resumed")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5])
+def test_offsets_learn_at_a_rate_of_their_own(factor, deformable, tmp_path, monkeypatch):
+    """Parameters that move kernel points step `offset_lr_factor` as far as at the common rate, in every epoch."""
+    epochs = []
+    original = loop.train_epoch
+
+    def train_epoch(objective, optimizer, *rest):
+        moving = set(objective.net.offset_parameters())
+        for group in optimizer.param_groups:
+            assert set(group["params"]) in (moving, set(objective.parameters()) - moving)
+        epochs.append([group["lr"] for group in optimizer.param_groups])
+        return original(objective, optimizer, *rest)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    config = with_optim(replace(deformable, method="baseline"), offset_lr_factor=factor)
+    train(config, tmp_path / "run")
+    (first, slow), (later, slower) = epochs
+    assert first == config.optim.lr > later
+    assert (slow, slower) == pytest.approx((factor * first, factor * later))
+    start, end = tiny_net("kpfcnn", config.seed, **DEFORMABLE).state_dict(), weights_of(tmp_path / "run")
+    moved = {key for key, value in start.items() if "offset" in key and not torch.equal(value, end[key])}
+    assert bool(moved) == bool(factor)
 
 
 def test_epochs_after_the_last_checkpoint_are_repeated(settings, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import batch_of, tiny_net
+from tiny import DEFORMABLE, batch_of, tiny_net
 
 from dsp_sparse.config import LossConfig
 from dsp_sparse.losses import consistency_loss, segmentation_loss
@@ -36,6 +36,20 @@ def test_the_total_is_the_weighted_sum_of_the_terms(stage, store, settings, back
     assert set(losses) == TERMS[stage]
     weights = {"cr": 0.5, "sr": 3.0}
     torch.testing.assert_close(total, sum(weights.get(name, 1.0) * loss for name, loss in losses.items()))
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_a_deformable_network_is_regularised(stage, store, settings):
+    """In every stage, once: the term of the plain encoding, weighted with λ_reg; it trains the offsets even alone."""
+    batch = batch_of(store, settings, pairs=True)
+    net = tiny_net("kpfcnn", **DEFORMABLE)
+    losses = Objective(net, stage, LossConfig(lambda_reg=2.0))(batch)
+    assert set(losses) == TERMS[stage] | {"reg", "total"}
+    torch.testing.assert_close(losses["reg"], net.regularization(net.encode(batch.input)[1]))
+    rest = sum(losses[name] for name in TERMS[stage])
+    torch.testing.assert_close(losses["total"], rest + 2 * losses["reg"])
+    losses["reg"].backward()
+    assert all(parameter.grad.any() for parameter in net.offset_parameters())
 
 
 def test_the_switches_of_the_ablations(store, settings):

@@ -11,6 +11,7 @@ from dsp_sparse.data import RawCloud, train_loader, weak_labels
 
 CLASSES = ["floor", "wall", "table"]
 GRID, RADIUS = 0.1, 0.6
+DEFORMABLE = {"deformable_levels": (1, 2), "modulated": True}
 OPTIONS = {
     "kpfcnn": {"grid_size": GRID, "first_width": 16, "blocks": (1, 1, 1), "bn_momentum": 0.2},
     "minkunet": {"variant": "14A", "voxel_size": GRID, "planes": (8,) * 8},
@@ -30,10 +31,10 @@ def room(seed: int) -> RawCloud:
     return RawCloud(np.concatenate([floor, wall, table]), colours.astype(np.float32), labels)
 
 
-def tiny_net(name: str, seed: int = 0):
-    """A small backbone for the store's clouds."""
+def tiny_net(name: str, seed: int = 0, **options):
+    """A small backbone for the store's clouds; `options` on top of the tiny ones."""
     torch.manual_seed(seed)
-    return build_backbone(name, 5, len(CLASSES), **OPTIONS[name])
+    return build_backbone(name, 5, len(CLASSES), **OPTIONS[name] | options)
 
 
 def batch_of(store, settings, pairs: bool, epoch: int = 0, rate: float = 0.1):
