@@ -26,9 +26,13 @@ struct BFloat16 {
   uint16_t bits;
   BFloat16() = default;
   KP_HD explicit BFloat16(float value) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     uint32_t u = bit_cast<uint32_t>(value);
     bool nan = (u & 0x7fffffffu) > 0x7f800000u;
     bits = nan ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);  // nearest, ties to even
+#endif
   }
   KP_HD operator float() const { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
@@ -37,6 +41,9 @@ struct Half {
   uint16_t bits;
   Half() = default;
   KP_HD explicit Half(float value) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     uint32_t u = bit_cast<uint32_t>(value), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) {
       bits = static_cast<uint16_t>(sign | 0x7e00u);  // NaN
@@ -48,12 +55,19 @@ struct Half {
       uint32_t odd = (magnitude >> 13) & 1;
       bits = static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
     }
+#endif
   }
   KP_HD operator float() const {
+#ifdef __CUDA_ARCH__
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(bits));
+    return result;
+#else
     uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
     float value = magnitude >= 0x7c00u ? bit_cast<float>(0x7f800000u | (magnitude << 13))
                                        : bit_cast<float>(magnitude << 13) * 5.192296858534828e33f;  // times 2^112
     return bit_cast<float>(bit_cast<uint32_t>(value) | sign);
+#endif
   }
 };
 
@@ -72,6 +86,18 @@ KP_HD double product(double a, double b) {
   return a * b;
 #endif
 }
+
+// A square root to within a rounding: one instruction on the GPU, where the exact one takes ten.
+KP_HD float root(float value) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  return sqrt(value);
+#endif
+}
+KP_HD double root(double value) { return sqrt(value); }
 
 // Calls f with a value of the coordinate type of this code.
 template <class F>

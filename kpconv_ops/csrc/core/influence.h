@@ -31,11 +31,21 @@ struct InfluenceRule {
   KP_HD G strength(G squared_distance) const {
     switch (kind) {
       case Influence::linear: {
-        G h = 1 - sqrt(squared_distance) * inverse_extent;
+        G h = 1 - root(squared_distance) * inverse_extent;
         return h < 0 ? 0 : h;
       }
       case Influence::constant: return 1;
       default: return exp(-squared_distance * inverse_two_sigma2);
+    }
+  }
+
+  // How fast the influence falls with the distance, over the distance: times the way from the kernel point to the
+  // neighbour, it is the gradient of the influence with respect to the kernel point. 0 where they coincide.
+  KP_HD G slope(G squared_distance, G strength) const {
+    switch (kind) {
+      case Influence::linear: return squared_distance > 0 ? inverse_extent / sqrt(squared_distance) : 0;
+      case Influence::constant: return 0;
+      default: return 2 * inverse_two_sigma2 * strength;
     }
   }
 };
