@@ -1,0 +1,148 @@
+"""Run a suite: check that all implementations agree, time them in turns, measure their memory, write down all of it."""
+
+import datetime
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dsp_sparse import __version__
+from dsp_sparse.errors import UserError
+
+from . import inputs, measure, peers, suites
+from .memory import measured_apart
+from .row import OURS, Row
+
+
+def run(
+    suite: str,
+    device: str,
+    points: int,
+    repeats: int,
+    with_peers: bool,
+    only: list[str] | None = None,
+    show: Callable[[dict], None] = lambda row: None,
+) -> dict:
+    """The report of a suite, as written to JSON.
+
+    Args:
+        suite: one of `suites.NAMES`.
+        device: "cpu" or "cuda".
+        points: raw points of the room.
+        repeats: measurements of each implementation; slow ones are measured fewer times, but at least three.
+        with_peers: whether other libraries are measured too.
+        only: names of the rows to measure, None for all.
+        show: called with the report of every row as soon as it is measured.
+
+    Raises:
+        UserError: `only` names an unknown row.
+    """
+    module = suites.load(suite)
+    made = module.inputs(points)
+    rows = module.rows(made, device, with_peers)
+    unknown = set(only or ()) - {row.name for row in rows}
+    if unknown:
+        raise UserError(f"--rows must be among {', '.join(row.name for row in rows)}; got {', '.join(sorted(unknown))}")
+    machine = measure.machine(device)
+    report = {
+        "suite": suite,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": {"kind": device, "name": device_name(device), "threads": torch.get_num_threads()},
+        "machine": machine,
+        "versions": versions(),
+        "inputs": {"raw points": points, "seed": inputs.SEED, **module.describe(made)},
+        "repeats": repeats,
+        "rows": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "inputs.pt"
+        torch.save(made, saved)
+        for row in rows:
+            if only and row.name not in only:
+                continue
+
+            def peak(name: str, call: measure.Call, row=row) -> int:
+                if device == "cuda":
+                    return measure.peak_bytes(call, device)
+                return measured_apart(suite, row.name, name, saved, with_peers)
+
+            report["rows"].append(measured(row, device, machine, repeats, peak))
+            show(report["rows"][-1])
+    return report
+
+
+def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[[str, measure.Call], int]) -> dict:
+    """The report of a row. `peak(name, call)` gives the peak memory of an implementation in bytes."""
+    results = {contender.name: {"name": contender.name} for contender in row.contenders}
+    calls, ours = {}, None
+    for contender in row.contenders:
+        result = results[contender.name]
+        try:
+            call = contender.setup()
+            plain = contender.plain(call())
+            ours = plain if contender.name == OURS else ours
+            if plain is not None and ours is not None:
+                result["difference"] = row.difference(ours, plain)
+                if not result["difference"] <= row.tolerance:
+                    raise ValueError(f"its result differs by {result['difference']:.2g}")
+            calls[contender.name] = call
+            result["status"] = "measured"
+        except Exception as error:  # whatever another library raises belongs in the report
+            result.update(status=_status(error), reason=_one_line(error))
+    del ours
+    for name, durations in measure.seconds(calls, repeats, device).items():
+        results[name]["seconds"] = measure.summary(durations)
+    for name, call in calls.items():
+        try:
+            results[name]["peak_bytes"] = peak(name, call)
+        except RuntimeError as error:
+            results[name]["reason"] = _one_line(error)
+    floor = row.work.seconds(machine)
+    _relate(results, floor)
+    work = {"flops": row.work.flops, "bytes": row.work.bytes, "dtype": row.work.dtype, "seconds": floor}
+    return {"name": row.name, "floor": work, "implementations": list(results.values())}
+
+
+def _relate(results: dict[str, dict], floor: float) -> None:
+    """Ratios to ours, and the floor's share of the time. Memory below one MiB counts as one: it is not known better."""
+    ours = results[OURS]
+    for result in results.values():
+        if "seconds" in result:
+            result["floor_share"] = floor / result["seconds"]["median"]
+            if "seconds" in ours:
+                result["time_ratio"] = result["seconds"]["median"] / ours["seconds"]["median"]
+        if "peak_bytes" in result and "peak_bytes" in ours:
+            result["memory_ratio"] = max(result["peak_bytes"], 1 << 20) / max(ours["peak_bytes"], 1 << 20)
+
+
+def _status(error: Exception) -> str:
+    return "not installed" if isinstance(error, ModuleNotFoundError) else "failed"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and what it is compared with, as far as installed."""
+    found = {"dsp-sparse": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", *peers.DISTRIBUTIONS):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
