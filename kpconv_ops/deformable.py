@@ -138,10 +138,8 @@ def repulsive_loss(kernel_points: Tensor, offsets: Tensor, extent: float, repuls
     check_tensor("kernel_points", kernel_points, (None, 3), COORDINATE_DTYPES)
     check_tensor("offsets", offsets, (None, len(kernel_points), 3), FEATURE_DTYPES, like=kernel_points)
     points = kernel_points.detach() + offsets.to(kernel_points.dtype)
-    distances = torch.cdist(points, points.detach(), compute_mode="donot_use_mm_for_euclid_dist")
-    overlaps = (distances / extent - repulse_extent).clamp(max=0).square()
-    itself = torch.eye(len(kernel_points), dtype=torch.bool, device=points.device)
-    return overlaps.masked_fill(itself, 0).sum() / max(points.shape[:2].numel(), 1)
+    total, _ = torch.ops.kpconv_ops.repulsion(points, extent, repulse_extent)
+    return total / max(points.shape[:2].numel(), 1)
 
 
 def _deformed(queries: Tensor, kernel_points: Tensor, offsets: Tensor) -> Tensor:
@@ -281,3 +279,43 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("kpconv_ops::deformable_kpconv", _backward, setup_context=_setup)
+
+
+# The gradient costs little beside the value, and keeping it costs less than what autograd would keep.
+torch.library.define(
+    "kpconv_ops::repulsion", "(Tensor kernel_points, float extent, float repulse_extent) -> (Tensor total, Tensor grad)"
+)
+
+
+@torch.library.impl("kpconv_ops::repulsion", ("cpu", "cuda"))
+def _repulsion(points, extent, repulse_extent):
+    total, grad = points.new_zeros(()), torch.empty_like(points, memory_format=torch.contiguous_format)
+    count = points.shape[1]
+    for rows, buffer in chunks(len(points), count**2, points):
+        gaps = [axis[:, :, None] - axis[:, None] for axis in points[rows].unbind(2)]  # from the other to this one
+        distances = buffer.view(len(buffer), count, count).zero_()
+        for gap in gaps:
+            distances.addcmul_(gap, gap)
+        distances.sqrt_().diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        overlaps = (distances / extent).sub_(repulse_extent).clamp_(max=0)
+        total += overlaps.square().sum()
+        slopes = overlaps.div_(distances).masked_fill_(distances == 0, 0)
+        grad[rows] = torch.stack([gap.mul_(slopes).sum(2) for gap in gaps], dim=2).mul_(2 / extent)
+    return total, grad
+
+
+@torch.library.register_fake("kpconv_ops::repulsion")
+def _repulsion_fake(points, extent, repulse_extent):
+    return points.new_empty(()), points.new_empty(points.shape)
+
+
+def _repulsion_setup(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _repulsion_backward(ctx, grad, _):
+    return grad * ctx.saved_tensors[0], None, None
+
+
+torch.library.register_autograd("kpconv_ops::repulsion", _repulsion_backward, setup_context=_repulsion_setup)

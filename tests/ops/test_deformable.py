@@ -168,6 +168,7 @@ def test_opcheck(device, modulated):
         torch.ops.kpconv_ops.kernel_point_neighbors,
         (args["queries"], args["supports"], points.detach(), nb.indices, nb.splits),
     )
+    torch.library.opcheck(torch.ops.kpconv_ops.repulsion, (points, EXTENT, 1.2))
 
 
 def test_compiles_without_graph_breaks():
@@ -314,6 +315,8 @@ def test_peak_memory_is_one_chunk(device, monkeypatch):
     """Forward and backward never hold more than a chunk of aggregates, and the chunks join seamlessly."""
     args = converted(problem([(50, 60)]), device) | {"extent": EXTENT}
     expected = with_gradients(deformable_kpconv, args)
+    shape = {name: args[name] for name in ("kernel_points", "offsets", "extent")}
+    repelled = with_gradients(repulsive_loss, shape)
     module = sys.modules["kpconv_ops.kpconv"]
     monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr(module, "_MIN_CHUNK_ROWS", 7)
@@ -323,8 +326,8 @@ def test_peak_memory_is_one_chunk(device, monkeypatch):
     rows = {name: [rest[4] for called, rest in calls if called == name] for name, _ in calls}
     assert rows["kp_aggregate"] == [7] * 7 + [1] + [7] * 8 + [4], "forward, then the supports' gradient"
     assert rows["kp_deform_backward"] == [7] * 7 + [1]
-    for name, result in results.items():
-        torch.testing.assert_close(result, expected[name])
+    torch.testing.assert_close(results, expected)
+    torch.testing.assert_close(with_gradients(repulsive_loss, shape), repelled)
 
 
 # ---- regularisers
