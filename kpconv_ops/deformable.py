@@ -175,11 +175,10 @@ def _deformable_kpconv_fake(features, weights, modulations, queries, *_):
 def _deformable_kpconv_backward(grad, features, weights, modulations, *geometry_and_needs):
     *geometry, need_features, need_weights, need_points = geometry_and_needs
     arguments = grad, features, weights, modulations, *geometry
-    none = geometry[0].new_empty(0)
-    return (
-        *feature_and_weight_gradients(*arguments, need_features, need_weights),
-        *(_modulation_and_point_gradients(*arguments) if need_points else (none, none.clone())),
-    )
+    learned = feature_and_weight_gradients(*arguments, need_features, need_weights)
+    if not need_points:
+        return *learned, geometry[0].new_empty(0), geometry[0].new_empty(0)
+    return *learned, *_modulation_and_point_gradients(*arguments)
 
 
 def _modulation_and_point_gradients(

@@ -209,15 +209,14 @@ def feature_and_weight_gradients(
     rule, deformable = (extent, influence, aggregation), kernel_points.dim() == 3
     num_points, in_channels, out_channels = weights.shape
     sums = {"dtype": accumulator(features.dtype)}
-    none = features.new_empty(0)
     if not (need_features or need_weights):
-        return none, none
+        return features.new_empty(0), features.new_empty(0)
     if not need_features:
         grad_weights = features.new_zeros(num_points * in_channels, out_channels, **sums)
         geometry = queries, supports, kernel_points, OF_QUERIES if deformable else OF_ALL, indices, splits
         for rows, aggregate in _aggregates(features, modulations, *geometry, *rule):
             add_product(grad_weights, aggregate.t(), grad[rows])
-        return none, grad_weights.view_as(weights).to(weights.dtype)
+        return features.new_empty(0), grad_weights.view_as(weights).to(weights.dtype)
     # The same aggregate with the roles swapped: a support gathers the gradients of the queries that see it. Looking
     # from the support to the query turns the kernel points round. It serves both gradients.
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
@@ -229,7 +228,7 @@ def feature_and_weight_gradients(
         if need_weights:
             add_product(grad_weights, features[rows].t(), aggregate)
     grad_weights = grad_weights.view(in_channels, num_points, out_channels).transpose(0, 1)
-    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else none
+    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
 
 
 @torch.library.impl("kpconv_ops::kpconv", ("cpu", "cuda"))
