@@ -6,7 +6,7 @@ purpose: gathers, broadcasts and matrix products of whole tensors.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import torch
@@ -61,10 +61,25 @@ def tuned_kpconv(*arguments) -> Tensor:
     return kpconv(*arguments, distances=lambda a, b: torch.cdist(a.flatten(0, 1), b).unflatten(0, a.shape[:2]))
 
 
-def deformable_kpconv(features, queries, supports, matrix, kernel_points, weights, offsets, *, extent) -> Tensor:
-    """`kpconv_ops.deformable_kpconv` without modulations: `kpconv` with kernel points for each query."""
+def deformable_kpconv(
+    features: Tensor,
+    queries: Tensor,
+    supports: Tensor,
+    matrix: Tensor,
+    kernel_points: Tensor,
+    weights: Tensor,
+    offsets: Tensor,
+    modulations: Tensor | None = None,
+    *,
+    extent: float,
+    influence: str = "linear",
+    aggregation: str = "sum",
+) -> Tensor:
+    """`kpconv_ops.deformable_kpconv` likewise, without modulations: `kpconv` with kernel points for each query."""
+    if modulations is not None:
+        raise ValueError("the textbook convolution has no modulations")
     moved = (kernel_points + offsets)[:, None]  # [M, 1, P, 3]
-    return kpconv(features, queries, supports, matrix, moved, weights, extent)
+    return kpconv(features, queries, supports, matrix, moved, weights, extent, influence, aggregation)
 
 
 def max_pool(features: Tensor, matrix: Tensor) -> Tensor:
@@ -79,19 +94,6 @@ def upsample(features: Tensor, rows: Tensor) -> Tensor:
 
 
 # ---- searches
-
-
-def radius_search(points: Tensor, radius: float, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """All distances, a chunk of queries at a time: `(indices, splits)`."""
-    found = [(torch.cdist(queries, points) <= radius).nonzero() for queries in points.split(chunk)]
-    lengths = torch.cat([rows[:, 0].bincount(minlength=chunk) for rows in found])[: len(points)]
-    indices = torch.cat([rows[:, 1] for rows in found]).int()
-    return indices, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-
-def nearest(queries: Tensor, supports: Tensor, chunk: int = 1024) -> Tensor:
-    """All distances, a chunk of queries at a time."""
-    return torch.cat([torch.cdist(part, supports).argmin(dim=1) for part in queries.split(chunk)])
 
 
 def transpose(indices: Tensor, splits: Tensor, num_supports: int) -> tuple[Tensor, Tensor]:
@@ -159,23 +161,23 @@ def torch_subsample(points: Tensor, colours: Tensor, labels: Tensor, cell: float
 # ---- pyramid
 
 
-def pyramid(balls: list[np.ndarray], cell: float, levels: int, radius: float, workers: int) -> list[tuple]:
-    """The KPConv pyramid with scipy and numpy, ball by ball.
+def pyramid(balls: list[np.ndarray], cell: float, levels: int, radius: float, workers: int) -> list[list[tuple]]:
+    """The KPConv pyramid with scipy and numpy: for each ball its levels.
 
     A level has its points, their neighbourhoods, those of its points among the next finer ones (None at the finest
     level) and the nearest coarser row of each point (None at the last); `radius` is in cells of the finer level.
     """
-    return list(chain.from_iterable(_levels(ball, cell, levels, radius, workers) for ball in balls))
+    return [list(_levels(ball, cell, levels, radius, workers)) for ball in balls]
 
 
 def _levels(points: np.ndarray, cell: float, levels: int, radius: float, workers: int) -> Iterator[tuple]:
     clouds = [points]
     for level in range(1, levels):
         clouds.append(numpy_subsample(clouds[-1], None, None, cell * 2**level))
-    pools = [None]
-    for level, (fine, coarse) in enumerate(pairwise(clouds)):
-        pools.append(scipy_radius_search(coarse, fine, radius * cell * 2**level, workers))
-    upsamples = [scipy_nearest(fine, coarse, workers) for fine, coarse in pairwise(clouds)]
+    pools = None
     for level, cloud in enumerate(clouds):
-        neighbors = scipy_radius_search(cloud, cloud, radius * cell * 2**level, workers)
-        yield cloud, neighbors, pools[level], upsamples[level] if level < levels - 1 else None
+        reach = radius * cell * 2**level
+        neighbors = scipy_radius_search(cloud, cloud, reach, workers)
+        coarser = clouds[level + 1] if level + 1 < levels else None
+        yield cloud, neighbors, pools, None if coarser is None else scipy_nearest(cloud, coarser, workers)
+        pools = None if coarser is None else scipy_radius_search(coarser, cloud, reach, workers)

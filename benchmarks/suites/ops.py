@@ -188,7 +188,7 @@ def search_rows(fine, coarse, with_peers: bool) -> list[Row]:
             lambda: lambda: kpconv_ops.radius_search(x, fine.offsets, x, fine.offsets, radius),
             plain=lambda nb: (nb.indices, nb.splits),
         ),
-        Contender("textbook", lambda: lambda: textbook.radius_search(x, radius)),
+        peers.scipy_radius_search(x, radius),
     ]
     ours = kpconv_ops.nearest
     closest = [
@@ -197,18 +197,16 @@ def search_rows(fine, coarse, with_peers: bool) -> list[Row]:
             lambda: lambda: ours(x, fine.offsets, coarse.points, coarse.offsets),
             plain=lambda found: (found[0],),
         ),
-        Contender("textbook", lambda: lambda: textbook.nearest(x, coarse.points), plain=lambda rows: (rows,)),
+        peers.scipy_nearest(x, coarse.points),
     ]
     if with_peers:
         search += [
-            peers.scipy_radius_search(x, radius),
             peers.sklearn_radius_search(x, radius),
             peers.open3d_radius_search(x, radius),
             peers.torch_points_kernels_radius_search(x, radius, most),
             peers.torch_pointcloud_radius_search(x, radius, most),
         ]
         closest += [
-            peers.scipy_nearest(x, coarse.points),
             peers.sklearn_nearest(x, coarse.points),
             peers.open3d_nearest(x, coarse.points),
             peers.torch_points_kernels_nearest(x, coarse.points),

@@ -1,0 +1,153 @@
+"""KPFCNN on a ball: a forward pass and a training step, on our operators and on the textbook's.
+
+Both networks have the same weights, see the same neighbours and differ in nothing but the operators. The pyramid is
+made beforehand, for the pyramid suite measures that; the neighbours of each level are cut to the number that nine in
+ten points stay below, as KPConv calibrates it, since a padded matrix is as wide as its fullest row.
+"""
+
+import contextlib
+from dataclasses import replace
+from unittest import mock
+
+import torch
+from torch import nn
+
+from dsp_sparse.backbones import build_backbone, kpfcnn, kpfcnn_blocks
+from dsp_sparse.backbones.kpfcnn import Geometry
+from dsp_sparse.losses import segmentation_loss
+from dsp_sparse.ragged import Ragged
+from kpconv_ops import Neighbors
+
+from .. import inputs as made
+from .. import textbook
+from ..row import OURS, Contender, Row, Work
+
+CLASSES = 13
+UNTOUCHED = 0.9  # share of the points that keep all their neighbours
+
+
+def inputs(points: int) -> dict:
+    return made.balls(made.room(points))[0]
+
+
+def describe(inputs: dict) -> dict:
+    return {"points": len(inputs["points"]), "cell": made.BALL_CELL, "classes": CLASSES}
+
+
+def rows(inputs: dict, device: str, with_peers: bool) -> list[Row]:
+    points, colours, labels = (inputs[name].to(device) for name in ("points", "colours", "labels"))
+    height = points[:, 2:] - points[:, 2].min()
+    features = torch.cat([torch.ones_like(height), colours, height], dim=1)
+    batch = Ragged(features, points, torch.tensor([0, len(points)], device=device))
+    made_rows = []
+    for name, levels in (("KPFCNN", ()), ("deformable KPFCNN", (3, 4))):
+        task = Task(batch, labels, levels)
+        made_rows.append(task.row(f"{name} forward", task.forward, passes=1, tolerance=1e-3))
+        made_rows.append(task.row(f"{name} forward + loss + backward", task.step, passes=3, tolerance=1e-2))
+        if device == "cuda":
+            autocast = torch.autocast("cuda", torch.bfloat16)
+            made_rows.append(
+                task.row(f"{name} forward + loss + backward, bfloat16", autocast(task.step), 3, 0.1, "bfloat16")
+            )
+    return made_rows
+
+
+class Task:
+    """A network with its batch.
+
+    Args:
+        batch: points and features.
+        labels: `[N]` int64.
+        deformable_levels: as in the network's settings.
+    """
+
+    def __init__(self, batch: Ragged, labels: torch.Tensor, deformable_levels: tuple[int, ...]):
+        torch.manual_seed(made.SEED)
+        self.network = build_backbone("kpfcnn", 5, CLASSES, deformable_levels=deformable_levels).to(labels.device)
+        self.batch, self.labels = batch, labels
+        self.geometry = map_neighbors(self.network.geometry(batch), calibrated)
+
+    def row(self, name: str, run, passes: int, tolerance: float, dtype: str = "float32") -> Row:
+        flops, moved = layer_work(self.network, self.batch, self.geometry)
+        contenders = [Contender(OURS, lambda: self.ours(run)), Contender("textbook", lambda: self.textbook(run))]
+        return Row(name, Work(passes * flops, passes * moved, dtype), contenders, tolerance)
+
+    def ours(self, run):
+        # Neighbourhoods new in each call, as in training: their transposes are part of the step.
+        return lambda: run(map_neighbors(self.geometry, lambda nb: replace(nb)))
+
+    def textbook(self, run):
+        geometry = map_neighbors(self.geometry, lambda nb: textbook.padded(nb.indices, nb.splits, nb.num_supports))
+
+        def call():
+            with textbook_operators():
+                return run(geometry)
+
+        return call
+
+    def forward(self, geometry: Geometry):
+        self.network.eval()
+        with torch.no_grad():
+            return (self.network(self.batch, geometry),)
+
+    def step(self, geometry: Geometry):
+        """Logits, loss, and the gradient of the first convolution: all others had to be computed for it."""
+        self.network.train()
+        self.network.zero_grad()
+        logits = self.network(self.batch, geometry)
+        loss = segmentation_loss(logits, self.labels)
+        loss.backward()
+        return logits.detach(), loss.detach(), self.network.encoder[0].entry.conv.weights.grad
+
+
+@contextlib.contextmanager
+def textbook_operators():
+    """Inside, KPFCNN runs on the textbook's operators, and neighbourhoods are padded matrices."""
+    with contextlib.ExitStack() as stack:
+        for module in (kpfcnn, kpfcnn_blocks):
+            for name in ("kpconv", "deformable_kpconv", "max_pool", "upsample"):
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, getattr(textbook, name)))
+        yield
+
+
+def map_neighbors(geometry: Geometry, convert) -> Geometry:
+    """The pyramid with all neighbourhoods converted, each once."""
+    converted = {}
+
+    def stencil(old):
+        if id(old) not in converted:
+            converted[id(old)] = replace(old, neighbors=convert(old.neighbors))
+        return converted[id(old)]
+
+    levels = [replace(level, entry=stencil(level.entry), inner=stencil(level.inner)) for level in geometry.levels]
+    return replace(geometry, levels=levels)
+
+
+def calibrated(nb: Neighbors) -> Neighbors:
+    """The nearest neighbours only, as many as leave nine in ten neighbourhoods whole."""
+    counts = nb.splits.diff()
+    kept = counts.clamp(max=int(counts.float().quantile(UNTOUCHED)))
+    place = torch.arange(len(nb.indices), device=counts.device) - nb.splits[:-1].repeat_interleave(counts)
+    splits = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
+    return Neighbors(nb.indices[place < kept.repeat_interleave(counts)], splits, nb.num_supports)
+
+
+def layer_work(network: nn.Module, batch: Ragged, geometry: Geometry) -> tuple[float, float]:
+    """Dense products in FLOP, and inputs and results of the layers that have them in bytes, of a forward pass."""
+    flops = moved = 0
+
+    def note(module, inputs, output):
+        nonlocal flops, moved
+        weight = module.weight if isinstance(module, nn.Linear) else module.weights
+        flops += 2 * len(output) * weight.numel()
+        moved += inputs[0].nbytes + output.nbytes + weight.nbytes
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, kpfcnn_blocks.KPConv))]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    network.eval()
+    with torch.no_grad():
+        network(batch, geometry)
+    for hook in hooks:
+        hook.remove()
+    return flops, moved
