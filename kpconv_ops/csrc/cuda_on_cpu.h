@@ -2,11 +2,13 @@
 //
 //   g++ -std=c++17 -DKP_EMULATED -include cuda_on_cpu.h -I . -fPIC -shared -x c++ cuda/*.cu -o libkpconv_cuda.so
 //
-// Every CUDA thread of a block is a fiber on the one calling thread. Barriers, warp shuffles and votes give way to the
-// other fibers until all live threads of the block (or warp) have arrived. Fibers run in a shuffled order and shared
-// memory is filled with NaNs before every block, so that a missing barrier or initialisation shows. Launch limits are
-// checked; a barrier that not every thread reaches aborts. Not modelled: speed, and races between blocks.
+// Every CUDA thread of a block is a fiber on the one calling thread. Barriers, warp shuffles, votes and matrix products
+// give way to the other fibers until all live threads of the block (or warp) have arrived. Fibers run in a shuffled order
+// and shared memory is filled with NaNs before every block, so that a missing barrier or initialisation shows. Launch
+// limits are checked; a barrier that not every thread reaches aborts. Not modelled: speed, and races between blocks.
 #pragma once
+#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -34,6 +36,12 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -42,28 +50,51 @@ constexpr unsigned kWarp = 32, kMaxThreads = 1024, kSharedBytes = 48 * 1024, kSt
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  ucontext_t start;
+  jmp_buf resume;
+  std::unique_ptr<char[]> stack;
   dim3 thread;
   unsigned rank = 0;  // of the thread in its block
-  State state = State::kReady;
+  State state = State::kDone;
+};
+
+// What a thread shows to its warp; two of them, so that one exchange may begin while the last is still being read.
+struct alignas(8) Shown {
+  unsigned char bytes[32];
 };
 
 inline cudaError_t last_error = cudaSuccess;
-inline std::vector<Fiber> fibers;
+inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline Fiber* running = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> kernel_body;
-inline uint64_t exchanged[kMaxThreads];  // what each thread offers to its warp
+inline Shown shown[kMaxThreads][2];
+inline unsigned exchanges[kMaxThreads];  // so far, of each thread
 
+// _setjmp and _longjmp change stacks without the system call that swapcontext makes.
 inline void wait_as(State state) {
   running->state = state;
-  swapcontext(&running->context, &scheduler);
+  if (!_setjmp(running->resume)) _longjmp(scheduler, 1);
 }
 
 inline void fiber_main() {
-  kernel_body();
-  wait_as(State::kDone);
+  while (true) {
+    kernel_body();
+    wait_as(State::kDone);  // until the next block
+  }
+}
+
+inline void run(Fiber* fiber) {
+  running = fiber;
+  threadIdx = fiber->thread;
+  if (_setjmp(scheduler)) return;
+  if (fiber->stack) _longjmp(fiber->resume, 1);
+  fiber->stack.reset(new char[kStackBytes]);
+  getcontext(&fiber->start);
+  fiber->start.uc_stack.ss_sp = fiber->stack.get();
+  fiber->start.uc_stack.ss_size = kStackBytes;
+  makecontext(&fiber->start, fiber_main, 0);
+  setcontext(&fiber->start);
 }
 
 // Shared memory: every array is known here, so that it can be poisoned before each block.
@@ -88,37 +119,30 @@ struct SharedArray {
 inline bool release(unsigned begin, unsigned end, State state) {
   bool waiting = false;
   for (unsigned i = begin; i < end; i++) {
-    if (fibers[i].state == state) waiting = true;
-    else if (fibers[i].state != State::kDone) return false;
+    if (fibers[i]->state == state) waiting = true;
+    else if (fibers[i]->state != State::kDone) return false;
   }
   for (unsigned i = begin; waiting && i < end; i++)
-    if (fibers[i].state == state) fibers[i].state = State::kReady;
+    if (fibers[i]->state == state) fibers[i]->state = State::kReady;
   return waiting;
 }
 
-inline void run_block(unsigned threads, std::mt19937& shuffle_source) {
-  std::memset(dynamic_shared, 0xff, sizeof(dynamic_shared));
+inline void run_block(unsigned threads, size_t shared, std::mt19937& shuffle_source) {
+  std::memset(dynamic_shared, 0xff, shared);
   for (const SharedRange& range : shared_ranges) range.poison();
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < threads; i++) {
-    Fiber& fiber = fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    makecontext(&fiber.context, fiber_main, 0);
-    fiber.rank = i;
-    fiber.thread = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
-    fiber.state = State::kReady;
-    order.push_back(&fiber);
+    Fiber* fiber = fibers[i].get();
+    fiber->rank = i;
+    fiber->thread = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
+    fiber->state = State::kReady;
+    exchanges[i] = 0;
+    order.push_back(fiber);
   }
   while (true) {
     std::shuffle(order.begin(), order.end(), shuffle_source);
-    for (Fiber* fiber : order) {
-      if (fiber->state != State::kReady) continue;
-      running = fiber;
-      threadIdx = fiber->thread;
-      swapcontext(&scheduler, &fiber->context);
-    }
+    for (Fiber* fiber : order)
+      if (fiber->state == State::kReady) run(fiber);
     bool progress = false;
     for (unsigned warp = 0; warp < threads; warp += kWarp)
       progress |= release(warp, std::min(warp + kWarp, threads), State::kAtWarpBarrier);
@@ -138,7 +162,7 @@ void launch(dim3 grid, dim3 block, size_t shared, F body) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
-  while (fibers.size() < threads) fibers.emplace_back();
+  while (fibers.size() < threads) fibers.emplace_back(new Fiber);
   kernel_body = body;
   gridDim = grid;
   blockDim = block;
@@ -147,22 +171,53 @@ void launch(dim3 grid, dim3 block, size_t shared, F body) {
     for (unsigned y = 0; y < grid.y; y++)
       for (unsigned x = 0; x < grid.x; x++) {
         blockIdx = dim3(x, y, z);
-        run_block(static_cast<unsigned>(threads), shuffle_source);
+        run_block(static_cast<unsigned>(threads), shared, shuffle_source);
       }
 }
 
-// The value that lane `source` of this warp offers.
+// Shows a value to the warp; returns what lane i shows.
 template <class T>
-T from_lane(T value, unsigned source) {
-  static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-  std::memcpy(&exchanged[running->rank], &value, sizeof(T));
+auto exchange(const T& value) {
+  static_assert(sizeof(T) <= sizeof(Shown));
+  const unsigned turn = exchanges[running->rank]++ % 2, first = running->rank / kWarp * kWarp;
+  std::memcpy(&shown[running->rank][turn], &value, sizeof(T));
   wait_as(State::kAtWarpBarrier);
-  std::memcpy(&value, &exchanged[running->rank / kWarp * kWarp + source % kWarp], sizeof(T));
-  wait_as(State::kAtWarpBarrier);
-  return value;
+  return [=](unsigned lane) {
+    T other;
+    std::memcpy(&other, &shown[first + lane % kWarp][turn], sizeof(T));
+    return other;
+  };
 }
 
 inline unsigned lane() { return running->rank % kWarp; }
+
+// mma.sync.m16n8k16 (per_word = 2 elements in a register) and m16n8k8 (1): sums += left x right. element(word, i) is the
+// i-th element of a register.
+template <int per_word, class Element>
+void mma(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2], Element element) {
+  struct Fragments {
+    uint32_t left[4], right[2];
+  } mine{{left[0], left[1], left[2], left[3]}, {right[0], right[1]}};
+  const auto fragments = exchange(mine);
+  for (int i = 0; i < 4; i++) {
+    const unsigned row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 8 * per_word; k++) {
+      const unsigned quarter = k / per_word % 4, half = k / (4 * per_word);
+      sums[i] += element(fragments(row % 8 * 4 + quarter).left[row / 8 + 2 * half], k % per_word) *
+                 element(fragments(column * 4 + quarter).right[half], k % per_word);
+    }
+  }
+}
+// mma.sync.m8n8k4 of float64.
+inline void mma(double (&sums)[2], double left, double right) {
+  struct Fragments {
+    double left, right;
+  } mine{left, right};
+  const auto fragments = exchange(mine);
+  for (unsigned i = 0; i < 2; i++)
+    for (unsigned k = 0; k < 4; k++)
+      sums[i] += fragments(lane() / 4 * 4 + k).left * fragments((lane() % 4 * 2 + i) * 4 + k).right;
+}
 
 }  // namespace emulator
 
@@ -178,26 +233,27 @@ inline void __syncwarp(unsigned = ~0u) { emulator::wait_as(emulator::State::kAtW
 
 template <class T>
 T __shfl_sync(unsigned, T value, int source, int width = 32) {
-  return emulator::from_lane(value, (emulator::lane() & ~(width - 1u)) | (source & (width - 1)));
+  return emulator::exchange(value)((emulator::lane() & ~(width - 1u)) | (source & (width - 1)));
 }
 template <class T>
 T __shfl_down_sync(unsigned, T value, unsigned delta, int width = 32) {
   unsigned lane = emulator::lane();
-  return emulator::from_lane(value, (lane & (width - 1u)) + delta < unsigned(width) ? lane + delta : lane);
+  return emulator::exchange(value)((lane & (width - 1u)) + delta < unsigned(width) ? lane + delta : lane);
 }
 template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned delta, int width = 32) {
   unsigned lane = emulator::lane();
-  return emulator::from_lane(value, (lane & (width - 1u)) >= delta ? lane - delta : lane);
+  return emulator::exchange(value)((lane & (width - 1u)) >= delta ? lane - delta : lane);
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
-  return emulator::from_lane(value, emulator::lane() ^ mask);
+  return emulator::exchange(value)(emulator::lane() ^ mask);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const auto predicates = emulator::exchange(predicate);
   unsigned votes = 0;
   for (unsigned lane = 0; lane < 32; lane++)
-    if (emulator::from_lane(predicate, lane) && (mask >> lane & 1)) votes |= 1u << lane;
+    if ((mask >> lane & 1) && predicates(lane)) votes |= 1u << lane;
   return votes;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }

@@ -4,6 +4,7 @@
 #define KP_SUFFIX _cuda
 #include <exception>
 #include <string>
+#include <type_traits>
 
 #include "api.h"
 #include "core/core.h"
@@ -48,6 +49,40 @@ int guarded(int device, F f) {
 
 // Blocks that give every one of n elements a thread.
 inline unsigned blocks(int64_t n, int64_t threads) { return static_cast<unsigned>((n + threads - 1) / threads); }
+
+// V neighbouring elements, moved in one access: `vector_width` of them are 16 bytes, the widest there is.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Vector {
+  T at[V];
+};
+template <class T>
+constexpr int vector_width = 16 / sizeof(T);
+
+// They are moved as machine words: the compiler takes halves of words one by one.
+template <int bytes>
+using Words = std::conditional_t<
+    bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+
+template <int V, class T>
+__device__ Vector<T, V> load(const T* address) {
+  return bit_cast<Vector<T, V>>(*reinterpret_cast<const Words<V * sizeof(T)>*>(address));
+}
+template <int V, class T>
+__device__ Vector<T, V> load_or_zeros(bool exists, const T* address) {
+  Words<V * sizeof(T)> words{};
+  if (exists) words = *reinterpret_cast<const Words<V * sizeof(T)>*>(address);
+  return bit_cast<Vector<T, V>>(words);
+}
+template <int V, class T>
+__device__ void store(T* address, const Vector<T, V>& values) {
+  *reinterpret_cast<Words<V * sizeof(T)>*>(address) = bit_cast<Words<V * sizeof(T)>>(values);
+}
+
+// Whether arrays start where vectors of V elements may.
+template <class... T>
+bool aligned(int V, const T*... arrays) {
+  return ((reinterpret_cast<uintptr_t>(arrays) % (V * sizeof(T)) == 0) && ...);
+}
 
 __device__ inline int64_t thread_index() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 

@@ -1,154 +1,152 @@
-#include "core/accumulator.h"
-#include "core/influence.h"
-#include "cuda/cuda.h"
+#include "cuda/neighborhood.h"
+#include "cuda/tensor.h"
 
+// The aggregate of a query is a small matrix product: influences [kernel points, neighbours] x features [neighbours,
+// channels]. Most influences are zero, but the tensor cores take 16 x 16 of them with 8 channels in one instruction, which
+// costs less than finding out which are not.
 namespace kp {
 
-constexpr int warp_size = 32;
-constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int lane_channels = 2;  // a warp owns this many channels a lane: its tile
-constexpr int tile = warp_size * lane_channels;
-constexpr int max_warps = 8;
-constexpr int shared_bytes = 48 * 1024;  // what every GPU grants without asking
+// The channel of a tile that column n of a product starts at, for vectors of V channels: lanes that store next to each
+// other hold columns 0, 2, 4, 6 and then 1, 3, 5, 7.
+__device__ inline int first_channel_of(int column, int V) { return (column % 2 * 4 + column / 2) * V; }
 
-template <class G, class F>
-struct Aggregation {
-  const G* queries;
-  int64_t num_queries;
-  const G* supports;
-  int64_t num_supports;
-  const G* kernel_points;
-  int num_kernel_points;
-  const int32_t* indices;
-  const int64_t* splits;
-  const F* features;
-  int64_t channels;
-  InfluenceRule<G> rule;
-  F* aggregate;
-};
-
-template <class G>
-__device__ G distance_to_kernel_point(const G* kernel_points, int p, G x, G y, G z) {
-  return squared_distance(x, y, z, kernel_points[3 * p], kernel_points[3 * p + 1], kernel_points[3 * p + 2]);
+// The influences of a lane's kernel points on its neighbours. points: the former, unless each support has its own.
+template <bool of_supports, class G, class R>
+__device__ void influences(const Neighborhoods<G, R>& a, const Batch<R>& batch, int step,
+                           const Neighbor<R> (&neighbors)[4], const KernelPoint<R> (&points)[2], int first_point,
+                           R (&strength)[2][4]) {
+  R squared[2][4], modulation[2][4];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const Neighbor<R>& neighbor = neighbors[i % 4];
+    KernelPoint<R> point = points[i / 4];
+    if (of_supports)
+      point = kernel_point(a, neighbor.row < 0 ? 0 : neighbor.row, first_point + lane_point(i / 4));
+    squared[i / 4][i % 4] = squared_distance(neighbor, point);
+    modulation[i / 4][i % 4] = point.modulation;
+  }
+  apply_rule(a.rule, squared, strength);
+#pragma unroll
+  for (int i = 0; i < 8; i++) strength[i / 4][i % 4] *= modulation[i / 4][i % 4];
+  if (a.rule.closest) keep_closest(batch, step, first_point, strength);
 }
 
-// The nearest kernel point of a neighbour, the first one in a tie; every lane gets it.
-template <class G>
-__device__ int nearest_kernel_point(const G* kernel_points, int count, int lane, G x, G y, G z) {
-  G best = static_cast<G>(INFINITY);
-  int nearest = lane < count ? lane : 0;
-  for (int p = lane; p < count; p += warp_size) {
-    G d = distance_to_kernel_point(kernel_points, p, x, y, z);
-    if (d < best) {
-      best = d;
-      nearest = p;
-    }
-  }
-  for (int step = warp_size / 2; step > 0; step /= 2) {
-    G other = __shfl_xor_sync(all_lanes, best, step);
-    int point = __shfl_xor_sync(all_lanes, nearest, step);
-    if (other < best || (other == best && point < nearest)) {
-      best = other;
-      nearest = point;
-    }
-  }
-  return nearest;
-}
-
-// A warp a query and channel tile. Lanes fetch 32 neighbours at a time; then, neighbour by neighbour, they share out the
-// kernel points to find those that act, and the channels to add the feature to the sums of these. A lane alone touches
-// its channels of the sums, so they need no barrier.
-template <class G, class F>
-__global__ void aggregate_kernel(Aggregation<G, F> a) {
-  using A = Accumulator<F>;
-  KP_DYNAMIC_SHARED(A, sums);
-  const int lane = threadIdx.x, warp = threadIdx.y;
-  const int64_t query = blockIdx.x * static_cast<int64_t>(blockDim.y) + warp;
+// A warp a query, 8 W channels (blockIdx.y) and 16 kernel points (blockIdx.z). Each lane reads W channels of four
+// neighbours at a time, V in one access. No atomics and a fixed order: the same bits on every run.
+template <int W, int V, bool of_supports, class G, class F>
+__global__ void __launch_bounds__(warps * warp_size, resident<F>)
+    aggregate_kernel(Neighborhoods<G, Accumulator<F>> a, const F* features, int channels, F* aggregate) {
+  using R = Accumulator<F>;
+  KP_SHARED(Batch<R>, batches, warps);
+  const int group = threadIdx.x / 4, quarter = threadIdx.x % 4;
+  const int64_t query = blockIdx.x * static_cast<int64_t>(warps) + threadIdx.y;
   if (query >= a.num_queries) return;
-  const int64_t first_channel = blockIdx.y * static_cast<int64_t>(tile) + lane;
-  A* sum = sums + warp * a.num_kernel_points * tile + lane;
-  for (int p = 0; p < a.num_kernel_points; p++)
-    for (int c = 0; c < lane_channels; c++) sum[p * tile + c * warp_size] = 0;
+  const int first_channel = blockIdx.y * 8 * W;
+  const int first_point = blockIdx.z * tile_points;
+  Batch<R>& batch = batches[threadIdx.y];
 
-  const G* q = a.queries + 3 * query;
+  KernelPoint<R> points[2] = {};
+  if (!of_supports)
+    for (int r = 0; r < 2; r++) points[r] = kernel_point(a, point_set(a, query, 0), first_point + lane_point(r));
+
+  R sums[W][4] = {};
   const int64_t end = a.splits[query + 1];
-  for (int64_t start = a.splits[query]; start < end; start += warp_size) {
-    const int count = static_cast<int>(end - start < warp_size ? end - start : warp_size);
-    int32_t mine = lane < count ? a.indices[start + lane] : -1;
-    if (mine >= a.num_supports) mine = -1;
-    G x = 0, y = 0, z = 0;
-    if (mine >= 0) {
-      const G* s = a.supports + 3 * static_cast<int64_t>(mine);
-      x = s[0] - q[0];
-      y = s[1] - q[1];
-      z = s[2] - q[2];
-    }
-    for (int n = 0; n < count; n++) {
-      const int64_t support = __shfl_sync(all_lanes, mine, n);
-      if (support < 0) continue;
-      const G nx = __shfl_sync(all_lanes, x, n), ny = __shfl_sync(all_lanes, y, n), nz = __shfl_sync(all_lanes, z, n);
-      A feature[lane_channels];
-      for (int c = 0; c < lane_channels; c++) {
-        const int64_t channel = first_channel + c * warp_size;
-        feature[c] = channel < a.channels ? static_cast<A>(a.features[support * a.channels + channel]) : A(0);
-      }
-      int nearest = -1;
-      if (a.rule.closest) nearest = nearest_kernel_point(a.kernel_points, a.num_kernel_points, lane, nx, ny, nz);
-      for (int round = 0; round < a.num_kernel_points; round += warp_size) {
-        const int p = round + lane;
-        bool acts = p < a.num_kernel_points && (nearest < 0 || nearest == p);
-        A strength = 0;
-        if (acts) {
-          const G d = distance_to_kernel_point(a.kernel_points, p, nx, ny, nz);
-          acts = a.rule.reaches(d);
-          if (acts) strength = static_cast<A>(a.rule.strength(d));
-        }
-        for (unsigned acting = __ballot_sync(all_lanes, acts); acting; acting &= acting - 1) {
-          const int owner = __ffs(acting) - 1;
-          const A weight = __shfl_sync(all_lanes, strength, owner);
-          A* target = sum + (round + owner) * tile;
-          for (int c = 0; c < lane_channels; c++) target[c * warp_size] += weight * feature[c];
+  for (int64_t begin = a.splits[query]; begin < end; begin += warp_size) {
+    batch.fetch(a, query, begin, end);
+    const int count = static_cast<int>(end - begin < warp_size ? end - begin : warp_size);
+#pragma unroll 1
+    for (int step = 0; step < count; step += tile_points) {
+      Neighbor<R> neighbors[4];
+      Vector<F, V> values[W / V][4];  // loaded first, so that they arrive while influences are computed
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        neighbors[i] = batch.neighbors[step + lane_neighbor(i)];
+        const F* row = features + static_cast<int64_t>(neighbors[i].row) * channels;
+#pragma unroll
+        for (int t = 0; t < W / V; t++) {
+          const int channel = first_channel + 8 * V * t + first_channel_of(group, V);
+          values[t][i] = load_or_zeros<V>(neighbors[i].row >= 0 && channel < channels, row + channel);
         }
       }
+      R strength[2][4];
+      influences<of_supports>(a, batch, step, neighbors, points, first_point, strength);
+      const Left<F> left(strength);
+#pragma unroll
+      for (int w = 0; w < W; w++) left.multiply_add(sums[w], values[w / V], w % V);
     }
   }
-  for (int p = 0; p < a.num_kernel_points; p++)
-    for (int c = 0; c < lane_channels; c++) {
-      const int64_t channel = first_channel + c * warp_size;
-      if (channel < a.channels)
-        a.aggregate[(query * a.num_kernel_points + p) * a.channels + channel] = static_cast<F>(sum[p * tile + c * warp_size]);
-    }
+
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int p = first_point + lane_point(r);
+    if (p >= a.num_kernel_points) return;
+    F* out = aggregate + (query * a.num_kernel_points + p) * channels;
+#pragma unroll
+    for (int t = 0; t < W / V; t++)
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const int channel = first_channel + 8 * V * t + first_channel_of(2 * quarter + c, V);
+        Vector<F, V> values;
+#pragma unroll
+        for (int v = 0; v < V; v++) values.at[v] = static_cast<F>(sums[t * V + v][2 * r + c]);
+        if (channel < channels) store(out + channel, values);
+      }
+  }
+}
+
+template <int W, int V, bool of_supports, class G, class F>
+void launch(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int channels, F* aggregate, void* stream) {
+  const dim3 grid(blocks(a.num_queries, warps), blocks(channels, 8 * W), blocks(a.num_kernel_points, tile_points));
+  KP_LAUNCH((aggregate_kernel<W, V, of_supports, G, F>), grid, dim3(warp_size, warps), 0, stream, a, features, channels,
+            aggregate);
+}
+
+// With as few channels a lane as serve them all, and the widest loads that these, and their alignment, allow. Kernel
+// points of the supports need registers of their own, so half the channels are the most.
+template <class G, class F>
+void aggregate(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int channels, F* out, void* stream) {
+  constexpr int most = vector_width<F>, half = most < 4 ? most : 4;
+  auto fits = [&](int V) { return channels % V == 0 && aligned(V, features, out); };
+  if (a.points_of == 2) {
+    if (channels <= 8) launch<1, 1, true>(a, features, channels, out, stream);
+    else if (fits(half)) launch<4, half, true>(a, features, channels, out, stream);
+    else launch<4, 1, true>(a, features, channels, out, stream);
+  } else {
+    if (channels <= 8) launch<1, 1, false>(a, features, channels, out, stream);
+    else if (channels <= 16 && fits(2)) launch<2, 2, false>(a, features, channels, out, stream);
+    else if (channels <= 32 && fits(half)) launch<4, half, false>(a, features, channels, out, stream);
+    else if (fits(most)) launch<8, most, false>(a, features, channels, out, stream);
+    else launch<4, 1, false>(a, features, channels, out, stream);
+  }
 }
 
 }  // namespace kp
 
 KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
-                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, const int32_t* indices,
-                    int64_t, const int64_t* splits, const void* features, int64_t channels, double extent, int influence,
-                    int closest, void* aggregate, int device, void* stream) {
+                    int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, int points_of,
+                    const void* modulations, const int32_t* indices, int64_t, const int64_t* splits,
+                    const void* features, int64_t channels, double extent, int influence, int closest, void* aggregate,
+                    int device, void* stream) {
   return kp::guarded(device, [&] {
     kp::with_coordinates(geometry, [&](auto coordinate) {
       kp::with_features(dtype, [&](auto feature) {
         using G = decltype(coordinate);
         using F = decltype(feature);
+        using R = kp::Accumulator<F>;
         if (num_queries == 0 || channels == 0) return;
-        const kp::Aggregation<G, F> a{static_cast<const G*>(queries),
-                                      num_queries,
-                                      static_cast<const G*>(supports),
-                                      num_supports,
-                                      static_cast<const G*>(kernel_points),
-                                      static_cast<int>(num_kernel_points),
-                                      indices,
-                                      splits,
-                                      static_cast<const F*>(features),
-                                      channels,
-                                      kp::InfluenceRule<G>(influence, closest, extent),
-                                      static_cast<F*>(aggregate)};
-        const int warp_bytes = a.num_kernel_points * kp::tile * static_cast<int>(sizeof(kp::Accumulator<F>));
-        const int fitting = kp::shared_bytes / warp_bytes;
-        const int warps = fitting < kp::max_warps ? fitting : kp::max_warps;
-        const dim3 grid(kp::blocks(num_queries, warps), kp::blocks(channels, kp::tile));
-        KP_LAUNCH((kp::aggregate_kernel<G, F>), grid, dim3(kp::warp_size, warps), warps * warp_bytes, stream, a);
+        const kp::Neighborhoods<G, R> a{static_cast<const G*>(queries),
+                                        static_cast<const G*>(supports),
+                                        num_queries,
+                                        num_supports,
+                                        static_cast<const G*>(kernel_points),
+                                        static_cast<const G*>(modulations),
+                                        static_cast<int>(num_kernel_points),
+                                        points_of,
+                                        indices,
+                                        splits,
+                                        kp::InfluenceRule<R>(influence, closest, extent)};
+        kp::aggregate(a, static_cast<const F*>(features), static_cast<int>(channels), static_cast<F*>(aggregate),
+                      stream);
       });
     });
   });
