@@ -1,30 +1,61 @@
-// Neighbourhoods that point outside their arrays are an error, not a crash: checked before a kernel trusts them.
+// Rows that point outside their array are an error, not a crash: they are checked before a kernel trusts them.
 #pragma once
 #include <atomic>
 #include <string>
+#include <utility>
 
 #include "cpu/cpu.h"
+#include "cpu/vector.h"
 
 namespace kp {
+
+KP_WIDE_BODY bool rows_inside(const int32_t* first, const int32_t* last, int64_t limit) {
+  bool inside = true;
+  for (; first < last; first++) inside &= *first >= 0 && *first < limit;
+  return inside;
+}
+
+[[noreturn]] inline void throw_rows_outside(const char* name, int64_t limit) {
+  throw std::invalid_argument(std::string(name) + " must be in [0, " + std::to_string(limit) + ")");
+}
 
 // Throws unless all rows are in [0, limit).
 inline void check_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
   std::atomic<bool> valid{true};
   parallel_for(count, 1 << 16, [&](int64_t begin, int64_t end) {
-    bool inside = true;
-    for (int64_t i = begin; i < end; i++) inside &= rows[i] >= 0 && rows[i] < limit;
-    if (!inside) valid = false;
+    if (!rows_inside(rows + begin, rows + end, limit)) valid = false;
   });
-  if (!valid) throw std::invalid_argument(std::string(name) + " must be in [0, " + std::to_string(limit) + ")");
+  if (!valid) throw_rows_outside(name, limit);
 }
 
-// Throws unless the `count` CSR rows that `splits` describes lie in `indices`, and these in [0, limit).
-inline void check_csr(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t count, int64_t limit) {
-  if (count == 0) return;
-  bool rising = splits[0] >= 0 && splits[count] <= num_indices;
-  for (int64_t i = 0; i < count; i++) rising &= splits[i] <= splits[i + 1];
-  if (!rising) throw std::invalid_argument("splits must rise within [0, " + std::to_string(num_indices) + "]");
-  check_rows("indices", indices + splits[0], splits[count] - splits[0], limit);
-}
+// CSR neighbourhoods: query i sees the rows indices[splits[i]] to indices[splits[i + 1]], each below `limit`. They are
+// checked one by one as they are asked for: a pass of its own would read them all twice.
+class Neighborhoods {
+ public:
+  Neighborhoods(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t limit)
+      : indices(indices), num_indices(num_indices), splits(splits), limit(limit) {}
+
+  // Begin and end of the neighbours of a query; none if they are not valid, which `check` tells.
+  KP_WIDE_BODY std::pair<const int32_t*, const int32_t*> operator[](int64_t query) const {
+    const int64_t begin = splits[query], end = splits[query + 1];
+    const std::pair range(indices + begin, indices + end);
+    if (begin < 0 || begin > end || end > num_indices) splits_valid = false;
+    else if (!rows_inside(range.first, range.second, limit)) indices_valid = false;
+    else return range;
+    return {indices, indices};
+  }
+
+  void check() const {
+    if (!splits_valid) throw std::invalid_argument("splits must rise within [0, " + std::to_string(num_indices) + "]");
+    if (!indices_valid) throw_rows_outside("indices", limit);
+  }
+
+ private:
+  const int32_t* indices;
+  int64_t num_indices;
+  const int64_t* splits;
+  int64_t limit;
+  mutable std::atomic<bool> splits_valid{true}, indices_valid{true};
+};
 
 }  // namespace kp

@@ -79,15 +79,18 @@ KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_
                    int64_t num_indices, const int64_t* splits, int64_t num_queries, void* values, int32_t* winners, int,
                    void*) {
   return kp::guarded([&] {
-    kp::check_csr(indices, num_indices, splits, num_queries, num_supports);
+    const kp::Neighborhoods neighborhoods(indices, num_indices, splits, num_supports);
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
       kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++)
-          kp::max_pool(static_cast<const F*>(features), channels, indices + splits[i], indices + splits[i + 1],
-                       static_cast<F*>(values) + i * channels, winners + i * channels);
+        for (int64_t i = begin; i < end; i++) {
+          const auto [first, last] = neighborhoods[i];
+          kp::max_pool(static_cast<const F*>(features), channels, first, last, static_cast<F*>(values) + i * channels,
+                       winners + i * channels);
+        }
       });
     });
+    neighborhoods.check();
   });
 }
 
@@ -95,18 +98,20 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
                             int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                             int64_t num_supports, void* out, int, void*) {
   return kp::guarded([&] {
-    kp::check_csr(indices, num_indices, splits, num_supports, num_queries);
+    const kp::Neighborhoods neighborhoods(indices, num_indices, splits, num_queries);
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
       kp::parallel_for(num_supports, 64, [&](int64_t begin, int64_t end) {
         std::vector<kp::Accumulator<F>> sums(channels);
         for (int64_t j = begin; j < end; j++) {
-          kp::max_pool_gradient(static_cast<const F*>(gradient), winners, channels, indices + splits[j],
-                                indices + splits[j + 1], static_cast<int32_t>(j), sums.data());
+          const auto [first, last] = neighborhoods[j];
+          kp::max_pool_gradient(static_cast<const F*>(gradient), winners, channels, first, last, static_cast<int32_t>(j),
+                                sums.data());
           std::transform(sums.begin(), sums.end(), static_cast<F*>(out) + j * channels,
                          [](kp::Accumulator<F> sum) { return static_cast<F>(sum); });
         }
       });
     });
+    neighborhoods.check();
   });
 }
