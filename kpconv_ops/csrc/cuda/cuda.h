@@ -78,11 +78,38 @@ __device__ void store(T* address, const Vector<T, V>& values) {
   *reinterpret_cast<Words<V * sizeof(T)>*>(address) = bit_cast<Words<V * sizeof(T)>>(values);
 }
 
-// Whether arrays start where vectors of V elements may.
+// Whether arrays start at multiples of so many bytes.
 template <class... T>
-bool aligned(int V, const T*... arrays) {
-  return ((reinterpret_cast<uintptr_t>(arrays) % (V * sizeof(T)) == 0) && ...);
+bool aligned(size_t bytes, const T*... arrays) {
+  return ((reinterpret_cast<uintptr_t>(arrays) % bytes == 0) && ...);
 }
+
+// Whether the rows of arrays with so many channels of F consist of 16-byte vectors.
+template <class F, class... T>
+bool in_vectors(int64_t channels, const T*... arrays) {
+  return channels % vector_width<F> == 0 && aligned(16, arrays...);
+}
+// Calls f with the number of elements to move at a time, as a constant: a vector or one.
+template <class F, class Body>
+void with_width(bool vectors, Body f) {
+  if (vectors) f(std::integral_constant<int, vector_width<F>>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
+// A thread for each of a number of rows and columns.
+struct RowLaunch {
+  dim3 grid, block;
+
+  RowLaunch(int64_t rows, int64_t columns) {
+    constexpr unsigned threads = 256;
+    while (block.x < columns && block.x < threads) block.x *= 2;
+    block.y = threads / block.x;
+    grid = dim3(blocks(rows, block.y), blocks(columns, block.x));
+  }
+  bool empty() const { return grid.x == 0 || grid.y == 0; }
+};
+__device__ inline int64_t thread_row() { return blockIdx.x * static_cast<int64_t>(blockDim.y) + threadIdx.y; }
+__device__ inline int64_t thread_column() { return blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 
 __device__ inline int64_t thread_index() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 

@@ -119,14 +119,11 @@ __global__ void kernel_point_neighbors_kernel(const G* queries, int64_t num_quer
 template <class G, class F>
 void deform_backward(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int channels,
                      const F* grad_aggregate, G* grad_points, G* grad_modulations, void* stream) {
-  constexpr int V = vector_width<F>;
-  const dim3 grid(blocks(a.num_queries, warps), 1, blocks(a.num_kernel_points, tile_points)), block(warp_size, warps);
-  if (channels % V == 0 && aligned(V, features, grad_aggregate))
-    KP_LAUNCH((deform_backward_kernel<V, G, F>), grid, block, 0, stream, a, features, channels, grad_aggregate,
-              grad_points, grad_modulations);
-  else
-    KP_LAUNCH((deform_backward_kernel<1, G, F>), grid, block, 0, stream, a, features, channels, grad_aggregate,
-              grad_points, grad_modulations);
+  const dim3 grid(blocks(a.num_queries, warps), 1, blocks(a.num_kernel_points, tile_points));
+  with_width<F>(in_vectors<F>(channels, features, grad_aggregate), [&](auto width) {
+    KP_LAUNCH((deform_backward_kernel<decltype(width)::value, G, F>), grid, dim3(warp_size, warps), 0, stream, a, features,
+              channels, grad_aggregate, grad_points, grad_modulations);
+  });
 }
 
 }  // namespace kp

@@ -106,7 +106,7 @@ void launch(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int ch
 template <class G, class F>
 void aggregate(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int channels, F* out, void* stream) {
   constexpr int most = vector_width<F>, half = most < 4 ? most : 4;
-  auto fits = [&](int V) { return channels % V == 0 && aligned(V, features, out); };
+  auto fits = [&](int V) { return channels % V == 0 && aligned(V * sizeof(F), features, out); };
   if (a.points_of == 2) {
     if (channels <= 8) launch<1, 1, true>(a, features, channels, out, stream);
     else if (fits(half)) launch<4, half, true>(a, features, channels, out, stream);

@@ -1,48 +1,77 @@
 #include "core/pooling.h"
-
 #include "cuda/cuda.h"
 
 namespace kp {
 
-constexpr int threads = 256;
+// As many winners in one access as there are channels, but not more than 16 bytes of them.
+template <int V>
+constexpr int winner_width = V < 4 ? V : 4;
 
-// A thread a query and channel: neighbouring threads read neighbouring channels of the same support.
-template <class F>
+// A thread a query and V channels.
+template <int V, class F>
 __global__ void max_pool_kernel(const F* features, int64_t num_supports, int64_t channels, const int32_t* indices,
                                 const int64_t* splits, int64_t num_queries, F* values, int32_t* winners) {
-  const int64_t t = thread_index();
-  if (t >= num_queries * channels) return;
-  const int64_t query = t / channels, channel = t % channels;
-  Accumulator<F> maximum = 0;
-  int32_t winner = -1;
-  for (int64_t e = splits[query]; e < splits[query + 1]; e++) {
+  const int64_t query = thread_row(), channel = thread_column() * V;
+  if (query >= num_queries || channel >= channels) return;
+  Accumulator<F> maximum[V] = {};
+  int32_t winner[V];
+  for (int v = 0; v < V; v++) winner[v] = -1;
+  const int64_t end = splits[query + 1];
+#pragma unroll 4
+  for (int64_t e = splits[query]; e < end; e++) {
     const int32_t j = indices[e];
-    if (j < 0 || j >= num_supports) continue;
-    const Accumulator<F> value = features[j * channels + channel];
-    if (winner < 0 || replaces(value, maximum)) {
-      maximum = value;
-      winner = j;
+    const bool exists = j >= 0 && j < num_supports;
+    const auto feature = load_or_zeros<V>(exists, features + j * channels + channel);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      const Accumulator<F> value = feature.at[v];
+      if (exists && (winner[v] < 0 || replaces(value, maximum[v]))) {
+        maximum[v] = value;
+        winner[v] = j;
+      }
     }
   }
-  values[t] = static_cast<F>(maximum);
-  winners[t] = winner;
+  Vector<F, V> out;
+  for (int v = 0; v < V; v++) out.at[v] = static_cast<F>(maximum[v]);
+  store(values + query * channels + channel, out);
+  constexpr int width = winner_width<V>;
+#pragma unroll
+  for (int v = 0; v < V; v += width) {
+    Vector<int32_t, width> part;
+    for (int w = 0; w < width; w++) part.at[w] = winner[v + w];
+    store(winners + query * channels + channel + v, part);
+  }
 }
 
-// A thread a support and channel.
-template <class F>
+// A thread a support and V channels.
+template <int V, class F>
 __global__ void max_pool_backward_kernel(const F* gradient, const int32_t* winners, int64_t num_queries,
                                          int64_t channels, const int32_t* indices, const int64_t* splits,
                                          int64_t num_supports, F* out) {
-  const int64_t t = thread_index();
-  if (t >= num_supports * channels) return;
-  const int64_t support = t / channels, channel = t % channels;
-  Accumulator<F> sum = 0;
-  for (int64_t e = splits[support]; e < splits[support + 1]; e++) {
+  const int64_t support = thread_row(), channel = thread_column() * V;
+  if (support >= num_supports || channel >= channels) return;
+  Accumulator<F> sums[V] = {};
+  const int64_t end = splits[support + 1];
+#pragma unroll 4
+  for (int64_t e = splits[support]; e < end; e++) {
     const int64_t query = indices[e];
     if (query < 0 || query >= num_queries) continue;
-    if (winners[query * channels + channel] == support) sum += static_cast<Accumulator<F>>(gradient[query * channels + channel]);
+    const int64_t row = query * channels + channel;
+    bool won[V], any = false;
+#pragma unroll
+    for (int v = 0; v < V; v += winner_width<V>) {
+      const auto part = load<winner_width<V>>(winners + row + v);
+#pragma unroll
+      for (int w = 0; w < winner_width<V>; w++) any |= won[v + w] = part.at[w] == support;
+    }
+    if (!any) continue;  // spares most of the gradients' bytes
+    const auto grad = load<V>(gradient + row);
+#pragma unroll
+    for (int v = 0; v < V; v++) sums[v] += won[v] ? static_cast<Accumulator<F>>(grad.at[v]) : 0;
   }
-  out[t] = static_cast<F>(sum);
+  Vector<F, V> result;
+  for (int v = 0; v < V; v++) result.at[v] = static_cast<F>(sums[v]);
+  store(out + support * channels + channel, result);
 }
 
 }  // namespace kp
@@ -53,11 +82,13 @@ KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_
   return kp::guarded(device, [&] {
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
-      const int64_t elements = num_queries * channels;
-      if (elements)
-        KP_LAUNCH((kp::max_pool_kernel<F>), kp::blocks(elements, kp::threads), kp::threads, 0, stream,
-                  static_cast<const F*>(features), num_supports, channels, indices, splits, num_queries,
-                  static_cast<F*>(values), winners);
+      kp::with_width<F>(kp::in_vectors<F>(channels, features, values, winners), [&](auto width) {
+        constexpr int V = decltype(width)::value;
+        const kp::RowLaunch launch(num_queries, channels / V);
+        if (!launch.empty())
+          KP_LAUNCH((kp::max_pool_kernel<V, F>), launch.grid, launch.block, 0, stream, static_cast<const F*>(features),
+                    num_supports, channels, indices, splits, num_queries, static_cast<F*>(values), winners);
+      });
     });
   });
 }
@@ -68,11 +99,14 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
   return kp::guarded(device, [&] {
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
-      const int64_t elements = num_supports * channels;
-      if (elements)
-        KP_LAUNCH((kp::max_pool_backward_kernel<F>), kp::blocks(elements, kp::threads), kp::threads, 0, stream,
-                  static_cast<const F*>(gradient), winners, num_queries, channels, indices, splits, num_supports,
-                  static_cast<F*>(out));
+      kp::with_width<F>(kp::in_vectors<F>(channels, gradient, winners, out), [&](auto width) {
+        constexpr int V = decltype(width)::value;
+        const kp::RowLaunch launch(num_supports, channels / V);
+        if (!launch.empty())
+          KP_LAUNCH((kp::max_pool_backward_kernel<V, F>), launch.grid, launch.block, 0, stream,
+                    static_cast<const F*>(gradient), winners, num_queries, channels, indices, splits, num_supports,
+                    static_cast<F*>(out));
+      });
     });
   });
 }
