@@ -119,8 +119,8 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
     size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = {"torch.mm": lambda: a @ b}
-    if device == "cpu" and torch.backends.mkldnn.is_available():
-        # oneDNN's own product, which torch.mm does not use for float32 and which may be faster.
+    if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        # oneDNN's, which torch.mm does not use for float32 and which may be faster.
         products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return 2 * size**3 / _best(products, device)
 

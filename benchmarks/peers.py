@@ -32,6 +32,10 @@ def tensors(result) -> tuple[Tensor, ...]:
     return tuple(each if isinstance(each, Tensor) else torch.from_numpy(np.asarray(each)) for each in result)
 
 
+def on_cpu(name: str, setup: Callable, plain: Callable) -> Contender:
+    return Contender(name, setup, plain, on_cpu=True)
+
+
 # ---- convolution
 
 
@@ -75,9 +79,7 @@ def scatter_max_pool(features: Tensor, nb, finish: Callable) -> Contender:
 
 def scipy_radius_search(points: Tensor, radius: float) -> Contender:
     x = array(points)
-    return Contender(
-        "scipy cKDTree", lambda: lambda: textbook.scipy_radius_search(x, x, radius, threads()), plain=tensors
-    )
+    return on_cpu("scipy cKDTree", lambda: lambda: textbook.scipy_radius_search(x, x, radius, threads()), tensors)
 
 
 def sklearn_radius_search(points: Tensor, radius: float) -> Contender:
@@ -95,7 +97,7 @@ def sklearn_radius_search(points: Tensor, radius: float) -> Contender:
 
         return call
 
-    return Contender("scikit-learn", setup, plain=tensors)
+    return on_cpu("scikit-learn", setup, tensors)
 
 
 def open3d_radius_search(points: Tensor, radius: float) -> Contender:
@@ -111,7 +113,7 @@ def open3d_radius_search(points: Tensor, radius: float) -> Contender:
 
         return call
 
-    return Contender("Open3D", setup, plain=lambda found: tensors([found[0].numpy(), found[2].numpy()]))
+    return on_cpu("Open3D", setup, lambda found: tensors([found[0].numpy(), found[2].numpy()]))
 
 
 def torch_points_kernels_radius_search(points: Tensor, radius: float, most: int) -> Contender:
@@ -149,8 +151,8 @@ def torch_pointcloud_radius_search(points: Tensor, radius: float, most: int) -> 
 
 def scipy_nearest(queries: Tensor, supports: Tensor) -> Contender:
     q, s = array(queries), array(supports)
-    return Contender(
-        "scipy cKDTree", lambda: lambda: textbook.scipy_nearest(q, s, threads()), plain=lambda rows: tensors([rows])
+    return on_cpu(
+        "scipy cKDTree", lambda: lambda: textbook.scipy_nearest(q, s, threads()), lambda rows: tensors([rows])
     )
 
 
@@ -166,7 +168,7 @@ def sklearn_nearest(queries: Tensor, supports: Tensor) -> Contender:
 
         return call
 
-    return Contender("scikit-learn", setup, plain=lambda rows: tensors([rows[:, 0]]))
+    return on_cpu("scikit-learn", setup, lambda rows: tensors([rows[:, 0]]))
 
 
 def open3d_nearest(queries: Tensor, supports: Tensor) -> Contender:
@@ -182,7 +184,7 @@ def open3d_nearest(queries: Tensor, supports: Tensor) -> Contender:
 
         return call
 
-    return Contender("Open3D", setup, plain=lambda rows: tensors([rows.numpy()[:, 0].astype(np.int64)]))
+    return on_cpu("Open3D", setup, lambda rows: tensors([rows.numpy()[:, 0].astype(np.int64)]))
 
 
 def torch_points_kernels_nearest(queries: Tensor, supports: Tensor) -> Contender:
@@ -202,10 +204,10 @@ def scipy_transpose(nb) -> Contender:
         values = np.ones(len(indices), np.int8)
         return lambda: csr_array((values, indices, splits), shape).tocsc()
 
-    return Contender(
+    return on_cpu(
         "scipy.sparse",
         setup,
-        plain=lambda matrix: tensors([matrix.indices.astype(np.int32), matrix.indptr.astype(np.int64)]),
+        lambda matrix: tensors([matrix.indices.astype(np.int32), matrix.indptr.astype(np.int64)]),
     )
 
 
@@ -222,4 +224,4 @@ def open3d_subsample(points: Tensor, colours: Tensor, cell: float) -> Contender:
         cloud.point.colors = core.Tensor.from_numpy(array(colours))
         return lambda: cloud.voxel_down_sample(cell)
 
-    return Contender("Open3D, no labels", setup, plain=lambda _: None)
+    return on_cpu("Open3D, no labels", setup, lambda _: None)

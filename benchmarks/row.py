@@ -26,11 +26,13 @@ class Contender:
             ModuleNotFoundError when the library is not installed.
         plain: brings a result into the form in which results of the row are compared, untimed; None for one that
             cannot be compared.
+        on_cpu: whether it runs on the CPU whatever device the others run on.
     """
 
     name: str
     setup: Callable[[], Call]
     plain: Callable[[Any], Any] = as_is
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def tensors_differ(ours: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float
     """
     worst = 0.0
     for a, b in zip(ours, other, strict=True):
+        b = b.to(a.device)
         if a.shape != b.shape:
             return float("inf")
         if not a.is_floating_point():

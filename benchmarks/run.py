@@ -77,6 +77,7 @@ def run(
 def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[[str, measure.Call], int]) -> dict:
     """The report of a row. `peak(name, call)` gives the peak memory of an implementation in bytes."""
     results = {contender.name: {"name": contender.name} for contender in row.contenders}
+    on_cpu = {contender.name for contender in row.contenders if contender.on_cpu and device != "cpu"}
     calls, ours = {}, None
     for contender in row.contenders:
         result = results[contender.name]
@@ -95,7 +96,11 @@ def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[
     del ours
     for name, durations in measure.seconds(calls, repeats, device).items():
         results[name]["seconds"] = measure.summary(durations)
+    for name in on_cpu:
+        results[name]["name"] += " on the CPU"
     for name, call in calls.items():
+        if name in on_cpu:
+            continue
         try:
             results[name]["peak_bytes"] = peak(name, call)
         except RuntimeError as error:

@@ -1,9 +1,10 @@
 """The benchmarks, a module each, named as on the command line. A suite has
 
     inputs(points)              -> dict of tensors and numbers, on the CPU, made from `points` raw points
-    rows(inputs, device, peers) -> list of Row
+    describe(inputs)            -> dict of the sizes that the report states
+    rows(inputs, device, peers) -> list of Row; `peers`: whether other libraries are measured too
 
-Both are called again in the fresh process that measures the memory of an implementation.
+Inputs and rows are made again in the fresh process that measures the memory of an implementation.
 """
 
 import importlib

@@ -231,7 +231,8 @@ def subsample_row(cloud: dict, whole: Tensor, with_peers: bool) -> Row:
         Contender(
             "textbook, numpy",
             lambda: lambda: textbook.numpy_subsample(*arrays, SUBSAMPLE_CELL),
-            plain=lambda result: peers.tensors(result),
+            plain=peers.tensors,
+            on_cpu=True,
         ),
         Contender("textbook, torch", lambda: lambda: textbook.torch_subsample(points, colours, labels, SUBSAMPLE_CELL)),
     ]
