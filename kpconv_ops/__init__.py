@@ -5,14 +5,19 @@ from .kernel_points import kernel_points
 from .kpconv import kpconv
 from .neighbors import Neighbors, nearest, radius_search
 from .pooling import max_pool
+from .pyramid import Pyramid, PyramidLevel, pyramid
 from .sparse import scatter_mean, sparse_conv
 from .subsample import GridSubsample, grid_subsample
+from .upsample import Upsampling, upsample
 from .voxels import KernelMap, Voxels, kernel_map, stride_coords, voxelize
 
 __all__ = [
     "GridSubsample",
     "KernelMap",
     "Neighbors",
+    "Pyramid",
+    "PyramidLevel",
+    "Upsampling",
     "Voxels",
     "deformable_kpconv",
     "fitting_loss",
@@ -22,10 +27,12 @@ __all__ = [
     "kpconv",
     "max_pool",
     "nearest",
+    "pyramid",
     "radius_search",
     "repulsive_loss",
     "scatter_mean",
     "sparse_conv",
     "stride_coords",
+    "upsample",
     "voxelize",
 ]

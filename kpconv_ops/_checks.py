@@ -39,6 +39,12 @@ def check_positive(name: str, value: float):
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
+def check_row_count(name: str, points: Tensor):
+    """Few enough rows for int32."""
+    if len(points) >= 2**31:
+        raise ValueError(f"{name} must have fewer than 2^31 rows, got {len(points)}")
+
+
 def offset_bounds(name: str, offsets: Tensor, rows: int) -> list[int]:
     """The offsets as Python integers (waits for the device), after checking that they describe `rows` rows."""
     bounds = offsets.tolist()

@@ -1,6 +1,5 @@
 """Uniform grids over packed points: the cells that subsampling merges and that searches walk."""
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +22,21 @@ class Extent:
     @classmethod
     def of(cls, name: str, points: Tensor, offsets_name: str, offsets: Tensor) -> "Extent":
         """Waits for the device. Raises ValueError for wrong offsets and for coordinates that are not finite."""
-        bounds = offset_bounds(offsets_name, offsets, len(points))
-        boxes = [
-            torch.stack(torch.aminmax(points[begin:end], dim=0)) if begin < end else points.new_zeros(2, 3)
-            for begin, end in itertools.pairwise(bounds)
-        ]
-        low, high = torch.stack(boxes, dim=1).cpu().double() if boxes else torch.zeros(2, 0, 3, dtype=torch.float64)
-        size = high - low
+        batch, pieces = max(len(offsets) - 1, 0), 256 if _native.on_cuda(points) else 8
+        bounds = points.new_empty(2, pieces, batch, 3)
+        _native.call(
+            "kp_bounds", points, points.dtype, points, len(points), offsets, batch, pieces, bounds[0], bounds[1]
+        )
+        bounds = torch.cat([bounds[0].amin(dim=0), bounds[1].amax(dim=0)]).double()
+        # Numbers of rows are exact in float64, and one copy is one wait.
+        offsets, bounds = torch.cat([offsets.double(), bounds.flatten()]).cpu().split([len(offsets), 6 * batch])
+        offsets, (low, high) = offsets.long(), bounds.view(2, batch, 3)
+        offset_bounds(offsets_name, offsets, len(points))
+        counts = offsets.diff()
+        low, size = (torch.where(counts[:, None] > 0, each, 0.0) for each in (low, high - low))
         if not size.isfinite().all():  # NaN and infinities reach the bounds, and so does an overflowing difference
             raise ValueError(f"{name} must be finite, got NaN, infinite or extremely large coordinates")
-        return cls(low, size, torch.tensor(bounds).diff())
+        return cls(low, size, counts)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Grid:
 
     boxes: Tensor  # [B, 4] float64: origin, edge length of a cell
     cells: Tensor  # [B, 4] int64: nx, ny, nz, first
+    num_cells: int
 
     @classmethod
     def over(cls, extent: Extent, edges: Tensor, edge_name: str, device: torch.device) -> "Grid":
@@ -56,27 +61,22 @@ class Grid:
                 f"the grid would have {total:.3g} cells, at most 2^62 are possible"
             )
         shape = shape.long()
-        counts = shape.prod(dim=1, keepdim=True)
+        ends = shape.prod(dim=1, keepdim=True).cumsum(0)
         boxes = torch.cat([extent.low, edges[:, None]], dim=1)
-        cells = torch.cat([shape, counts.cumsum(0) - counts], dim=1)
-        return cls(boxes.to(device), cells.to(device))
+        cells = torch.cat([shape, ends - shape.prod(dim=1, keepdim=True)], dim=1)
+        return cls(boxes.to(device), cells.to(device), int(ends[-1]) if len(ends) else 0)
 
     def sort(self, points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of `points` in the order of their cells, each cell's ascending: `(keys [N], order [N])`, int64.
+        """The rows of `points` in the order of their cells, each cell's ascending: keys `[N]` int64, order `[N]` int32.
 
         Points outside the grid count to the nearest cell.
         """
-        keys = torch.empty(len(points), dtype=torch.int64, device=points.device)
-        _native.call(
-            "kp_cell_keys",
-            points,
-            points.dtype,
-            points,
-            len(points),
-            offsets,
-            self.boxes,
-            self.cells,
-            len(self.cells),
-            keys,
-        )
-        return torch.sort(keys, stable=True)
+        keys, order = offsets.new_empty(len(points)), offsets.new_empty(len(points), dtype=torch.int32)
+        box = self.boxes, self.cells, len(self.cells)
+        _native.call("kp_cell_keys", points, points.dtype, points, len(points), offsets, *box, keys)
+        if _native.on_cuda(points):
+            keys, order = torch.sort(keys, stable=True)
+            return keys, order.int()
+        ascending = torch.empty_like(keys)
+        _native.call("kp_sort_keys", keys, keys, len(keys), self.num_cells, ascending, order)
+        return ascending, order

@@ -19,18 +19,19 @@ _C_TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "double": ctypes.c_d
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
-def signatures(header: str) -> dict[str, list]:
-    """The ctypes argument types of every `KP_OP(name)(arguments);` in the text of api.h."""
+def signatures(header: str, suffix: str = "_cuda") -> dict[str, list]:
+    """The ctypes argument types of every `KP_OP(name)(arguments);` in the text of api.h, `KP_CPU_OP` for the CPU."""
     code = re.sub(r"//[^\n]*", "", header)
+    macro = r"KP_(?:CPU_)?OP" if suffix == "_cpu" else "KP_OP"
     return {
         name: [ctypes.c_void_p if "*" in each else _C_TYPES[each.split()[0]] for each in arguments.split(",")]
-        for name, arguments in re.findall(r"KP_OP\((\w+)\)\(([^)]*)\);", code)
+        for name, arguments in re.findall(rf"{macro}\((\w+)\)\(([^)]*)\);", code)
     }
 
 
 def _load(path: Path, suffix: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for name, arguments in signatures((_FOLDER / "csrc" / "api.h").read_text()).items():
+    for name, arguments in signatures((_FOLDER / "csrc" / "api.h").read_text(), suffix).items():
         function = getattr(library, name + suffix, None)
         if function is None:
             raise ImportError(f"{path} is older than api.h: it lacks {name}{suffix}, build it anew")

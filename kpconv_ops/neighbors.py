@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import check_points, check_positive, offset_bounds
-from ._grid import Extent, Grid
+from ._checks import check_points, check_positive, check_row_count
+from ._grid import Extent
+from ._search import Search, Supports, nearest_grid, radius_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +27,9 @@ class Neighbors:
         Computed once.
         """
         if not self._transposed:  # not functools.cached_property: torch.compile cannot trace its lock
-            self._transposed.append(self._transpose())
+            swapped = torch.ops.kpconv_ops.transpose(self.indices, self.splits, self.num_supports)
+            self._transposed.append(Neighbors(*swapped, len(self.splits) - 1))
         return self._transposed[0]
-
-    def _transpose(self) -> "Neighbors":
-        queries = torch.arange(len(self.splits) - 1, dtype=torch.int32, device=self.indices.device)
-        queries = queries.repeat_interleave(self.splits.diff(), output_size=len(self.indices))
-        supports, order = torch.sort(self.indices, stable=True)
-        bounds = torch.arange(self.num_supports + 1, dtype=torch.int32, device=self.indices.device)
-        return Neighbors(queries[order], torch.searchsorted(supports, bounds), len(self.splits) - 1)
 
 
 def radius_search(
@@ -64,10 +59,7 @@ def radius_search(
             that is not positive (or whose square leaves the dtype's range), coordinates that are not finite.
     """
     _check_search(queries, query_offsets, supports, support_offsets)
-    check_positive("radius", radius)
-    limits = torch.finfo(queries.dtype)
-    if not limits.tiny <= radius * radius <= limits.max:
-        raise ValueError(f"radius must have a square between {limits.tiny:.3g} and {limits.max:.3g}, got {radius}")
+    check_radius("radius", radius, queries.dtype)
     if max_neighbors is not None:
         if isinstance(max_neighbors, bool) or not isinstance(max_neighbors, int):
             raise TypeError(f"max_neighbors must be an int or None, got {type(max_neighbors).__name__}")
@@ -93,6 +85,14 @@ def nearest(queries: Tensor, query_offsets: Tensor, supports: Tensor, support_of
     return torch.ops.kpconv_ops.nearest(queries.detach(), query_offsets, supports.detach(), support_offsets)
 
 
+def check_radius(name: str, radius: float, dtype: torch.dtype):
+    """A positive number whose square the dtype can hold."""
+    check_positive(name, radius)
+    limits = torch.finfo(dtype)
+    if not limits.tiny <= radius * radius <= limits.max:
+        raise ValueError(f"{name} must have a square between {limits.tiny:.3g} and {limits.max:.3g}, got {radius}")
+
+
 def _check_search(queries, query_offsets, supports, support_offsets):
     check_points("queries", queries, "query_offsets", query_offsets)
     check_points("supports", supports, "support_offsets", support_offsets, like=queries)
@@ -114,47 +114,28 @@ torch.library.define(
 )
 
 
-class _Search:
-    """Queries and supports in the order of the supports' grid, as the native searches take them."""
-
-    def __init__(self, grid: Grid, queries: Tensor, query_offsets: Tensor, supports: Tensor, support_offsets: Tensor):
-        keys, rows = grid.sort(supports, support_offsets)
-        _, query_order = grid.sort(queries, query_offsets)
-        columns = supports[rows].T.contiguous()  # distances to many supports are computed at a time
-        self.queries = queries
-        self.arguments = (
-            queries.dtype, queries, len(queries), query_offsets, query_order, columns, rows, keys, len(supports),
-            grid.boxes, grid.cells, len(grid.cells),
-        )  # fmt: skip
-
-    def call(self, name: str, *arguments):
-        _native.call(name, self.queries, *self.arguments, *arguments)
+torch.library.define(
+    "kpconv_ops::transpose", "(Tensor indices, Tensor splits, SymInt num_supports) -> (Tensor indices, Tensor splits)"
+)
 
 
 @torch.library.impl("kpconv_ops::radius_search", ("cpu", "cuda"))
 def _radius_search(queries, query_offsets, supports, support_offsets, radius, max_neighbors):
-    queries, query_offsets, extent, supports, support_offsets = _extents(
-        queries, query_offsets, supports, support_offsets
+    search, _ = _search(
+        queries, query_offsets, supports, support_offsets, lambda extent, device: radius_grid(extent, radius, device)
     )
-    # A little more than the radius, so that rounding cannot move a neighbour two cells away; and not so little that
-    # cells could not be counted.
-    most = (2**61 / max(len(extent.low), 1)) ** (1 / 3) - 1
-    edges = (extent.size.amax(dim=1) / most).clamp(min=1.001 * radius)
-    search = _Search(
-        Grid.over(extent, edges, "radius", queries.device), queries, query_offsets, supports, support_offsets
-    )
+    splits = search.count(radius, max_neighbors)
+    total, longest = edge_counts([splits])[0]
+    return search.fill(radius, splits, total, longest), splits
 
-    counts = query_offsets.new_empty(len(queries))
-    search.call("kp_radius_count", radius, counts)
-    if max_neighbors is not None:
-        counts.clamp_(max=max_neighbors)
-    splits = counts.new_zeros(len(queries) + 1)
-    torch.cumsum(counts, 0, out=splits[1:])
-    indices = queries.new_empty(int(splits[-1]), dtype=torch.int32)
-    hit_words = queries.element_size() // 4  # of 8 bytes
-    hits = counts.new_empty(len(indices) * hit_words if _native.on_cuda(queries) else 0)
-    search.call("kp_radius_fill", radius, splits, hits, indices)
-    return indices, splits
+
+def edge_counts(splits: list[Tensor]) -> list[tuple[int, int]]:
+    """All entries and those of the longest row of several CSRs. One wait for the device."""
+    if not splits:
+        return []
+    longest = [each.diff().amax() if len(each) > 1 else each[0] for each in splits]
+    counts = torch.stack([*(each[-1] for each in splits), *longest]).tolist()
+    return list(zip(counts[: len(splits)], counts[len(splits) :], strict=True))
 
 
 @torch.library.register_fake("kpconv_ops::radius_search")
@@ -165,30 +146,11 @@ def _radius_search_fake(queries, query_offsets, supports, support_offsets, radiu
 
 @torch.library.impl("kpconv_ops::nearest", ("cpu", "cuda"))
 def _nearest(queries, query_offsets, supports, support_offsets):
-    queries, query_offsets, extent, supports, support_offsets = _extents(
-        queries, query_offsets, supports, support_offsets
-    )
+    search, extent = _search(queries, query_offsets, supports, support_offsets, nearest_grid)
     lonely = (query_offsets.diff().cpu() > 0) & (extent.counts == 0)
     if lonely.any():
         raise ValueError(f"supports must not be empty where there are queries, sample {int(lonely.nonzero()[0])} is")
-    # About as many cells as supports, whether these fill the box, a plane of it or a line.
-    longest, middle, shortest = extent.size.sort(dim=1, descending=True).values.unbind(1)
-    counts = extent.counts.clamp(min=1)
-    edges = torch.stack(
-        [
-            longest / counts,
-            (longest / counts * middle).sqrt(),
-            (longest / counts).pow(1 / 3) * middle.pow(1 / 3) * shortest.pow(1 / 3),
-        ]
-    ).amax(dim=0)
-    edges = torch.where(longest > 0, edges, 1.0)
-    search = _Search(
-        Grid.over(extent, edges, "supports", queries.device), queries, query_offsets, supports, support_offsets
-    )
-
-    indices, distances = query_offsets.new_empty(len(queries)), queries.new_empty(len(queries))
-    search.call("kp_nearest", indices, distances)
-    return indices, distances
+    return search.nearest()
 
 
 @torch.library.register_fake("kpconv_ops::nearest")
@@ -196,15 +158,42 @@ def _nearest_fake(queries, query_offsets, supports, support_offsets):
     return query_offsets.new_empty(queries.shape[0]), queries.new_empty(queries.shape[0])
 
 
-def _extents(queries, query_offsets, supports, support_offsets):
-    """Contiguous arguments and the supports' extent, after checking offsets and coordinates of both."""
-    if len(supports) >= 2**31:
-        raise ValueError(f"supports must have fewer than 2^31 rows, got {len(supports)}")
-    queries, query_offsets, supports, support_offsets = (
-        tensor.contiguous() for tensor in (queries, query_offsets, supports, support_offsets)
-    )
-    offset_bounds("query_offsets", query_offsets, len(queries))
-    if not queries.isfinite().all():
-        raise ValueError("queries must be finite, got NaN or infinite coordinates")
+def _search(queries, query_offsets, supports, support_offsets, grid_over) -> tuple[Search, Extent]:
+    """The search of queries among supports and these' extent, after checking offsets and coordinates of both."""
+    queries, query_offsets = queries.contiguous(), query_offsets.contiguous()
+    supports, support_offsets = supports.contiguous(), support_offsets.contiguous()
+    check_row_count("queries", queries)
+    check_row_count("supports", supports)
+    among_themselves = _same(queries, supports) and _same(query_offsets, support_offsets)
+    if not among_themselves:
+        Extent.of("queries", queries, "query_offsets", query_offsets)
     extent = Extent.of("supports", supports, "support_offsets", support_offsets)
-    return queries, query_offsets, extent, supports, support_offsets
+    sorted_supports = Supports(supports, support_offsets, grid_over(extent, supports.device))
+    order = sorted_supports.rows if among_themselves else sorted_supports.grid.sort(queries, query_offsets)[1]
+    return sorted_supports.search(queries, query_offsets, order), extent
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+@torch.library.impl("kpconv_ops::transpose", ("cpu", "cuda"))
+def _transpose(indices, splits, num_supports):
+    indices, splits = indices.contiguous(), splits.contiguous()
+    # Counting sort. On the CPU every task counts its own share, and knows where its pairs go from the counts of all.
+    tasks = 1 if _native.on_cuda(indices) else min(max(len(indices) // (4 * num_supports + 4096), 1), 8)
+    pairs = indices, len(indices), splits, len(splits) - 1, num_supports, tasks
+    counts = indices.new_zeros(tasks, num_supports)
+    _native.call("kp_transpose_count", indices, *pairs, counts)
+    places = counts.cumsum(0)  # ends of the tasks within a support
+    bounds = splits.new_zeros(num_supports + 1)
+    torch.cumsum(places[-1], 0, out=bounds[1:])
+    places += bounds[:-1] - counts
+    queries = torch.zeros_like(indices)
+    _native.call("kp_transpose_fill", indices, *pairs, places, bounds, queries)
+    return queries, bounds
+
+
+@torch.library.register_fake("kpconv_ops::transpose")
+def _transpose_fake(indices, splits, num_supports):
+    return torch.empty_like(indices), splits.new_empty(num_supports + 1)

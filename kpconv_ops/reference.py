@@ -59,6 +59,11 @@ def nearest(queries, query_offsets, supports, support_offsets):
     return indices, distances
 
 
+def upsample(features: Tensor, rows: Tensor) -> Tensor:
+    """The features of each row's coarser point."""
+    return torch.stack([features[row] for row in rows.tolist()]) if len(rows) else features[:0]
+
+
 def _squared_distances(queries, query_offsets, supports, support_offsets):
     """For every query: its row, the squared distances to the supports of its sample, the first support's row."""
     bounds = zip(itertools.pairwise(query_offsets.tolist()), itertools.pairwise(support_offsets.tolist()), strict=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import FEATURE_DTYPES, check_points, check_positive, check_tensor
+from ._checks import FEATURE_DTYPES, check_points, check_positive, check_row_count, check_tensor
 from ._grid import Extent, Grid
 
 
@@ -58,7 +58,7 @@ def grid_subsample(
     )
 
 
-# Rows grouped by cell: order[splits[m]:splits[m + 1]] are the rows of cell m, ascending.
+# Rows grouped by cell: order[splits[m]:splits[m + 1]] (int32) are the rows of cell m, ascending.
 torch.library.define(
     "kpconv_ops::grid_cells",
     "(Tensor points, Tensor offsets, float cell_size) -> (Tensor order, Tensor splits, Tensor inverse, Tensor offsets)",
@@ -72,28 +72,32 @@ torch.library.define("kpconv_ops::segment_mode", "(Tensor labels, Tensor order, 
 @torch.library.impl("kpconv_ops::grid_cells", ("cpu", "cuda"))
 def _grid_cells(points, offsets, cell_size):
     points, offsets = points.contiguous(), offsets.contiguous()
+    check_row_count("points", points)
     extent = Extent.of("points", points, "offsets", offsets)
-    edges = torch.full((len(extent.low),), cell_size, dtype=torch.float64)
-    grid = Grid.over(extent, edges, "cell_size", points.device)
+    return cells_of(points, offsets, cell_grid(extent, cell_size, points.device))
+
+
+def cell_grid(extent: Extent, cell_size: float, device: torch.device) -> Grid:
+    """Cells of this size."""
+    return Grid.over(extent, torch.full((len(extent.low),), cell_size, dtype=torch.float64), "cell_size", device)
+
+
+def cells_of(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results of `grid_cells`. Waits for the device, to learn how many cells there are."""
     keys, order = grid.sort(points, offsets)
-    cells, cell_of_sorted, counts = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = cell_of_sorted
-    starts = torch.searchsorted(cells, grid.cells[:, 3].contiguous())
-    return order, _splits(counts), inverse, torch.cat([starts, starts.new_tensor([len(cells)])])
-
-
-def _splits(counts: Tensor) -> Tensor:
-    splits = counts.new_zeros(len(counts) + 1)
-    torch.cumsum(counts, 0, out=splits[1:])
-    return splits
+    ranks = keys.new_zeros(len(keys) + 1)  # of cells that begin before a point
+    torch.cumsum(keys.diff(prepend=keys.new_full((1,), -1)) != 0, 0, out=ranks[1:])
+    splits, inverse = keys.new_zeros(int(ranks[-1]) + 1), torch.empty_like(keys)
+    _native.call("kp_cells", keys, keys, order, ranks, len(keys), splits, inverse)
+    return order, splits, inverse, ranks[offsets]
 
 
 @torch.library.register_fake("kpconv_ops::grid_cells")
 def _grid_cells_fake(points, offsets, cell_size):
     splits = torch.library.get_ctx().new_dynamic_size(min=1)
-    row = offsets.new_empty(points.shape[0])
-    return row, offsets.new_empty(splits), torch.empty_like(row), torch.empty_like(offsets)
+    inverse = offsets.new_empty(points.shape[0])
+    order = torch.empty_like(inverse, dtype=torch.int32)
+    return order, offsets.new_empty(splits), inverse, torch.empty_like(offsets)
 
 
 @torch.library.impl("kpconv_ops::segment_mean", ("cpu", "cuda"))

@@ -13,8 +13,14 @@
 #define KP_PASTE(name, suffix) KP_PASTE_(name, suffix)
 #define KP_API extern "C" __attribute__((visibility("default")))
 #define KP_OP(name) KP_API int KP_PASTE(name, KP_SUFFIX)
+#define KP_CPU_OP(name) KP_OP(name)  // not in the CUDA library
 
 // ---- geometry: subsampling and neighbours
+
+// The smallest and largest coordinates low and high [pieces, batch, 3] of the pieces that each sample is cut into; NaN
+// where a coordinate is not finite, +-infinity where there is no point. Offsets may be wrong.
+KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
+                 void* low, void* high, int device, void* stream);
 
 // A grid (kpconv_ops/_grid.py) has for each sample boxes [batch, 4]: the origin and the edge length of a cell; and
 // cells [batch, 4]: their number along x, y and z, and the key of the first.
@@ -23,29 +29,43 @@
 KP_OP(kp_cell_keys)(int dtype, const void* points, int64_t n, const int64_t* offsets, const double* boxes,
                     const int64_t* cells, int64_t batch, int64_t* keys, int device, void* stream);
 
+// Sorts n keys in [0, num_keys); order: where each was, ascending among equal ones. On CUDA torch sorts.
+KP_CPU_OP(kp_sort_keys)(const int64_t* keys, int64_t n, int64_t num_keys, int64_t* sorted, int32_t* order, int device,
+                        void* stream);
+
+// Of n points in the order of their cells, ranks [n + 1] says how many cells begin before each. Writes where each cell
+// begins, splits [ranks[n] + 1], and the cell of each point in the caller's order, inverse [n].
+KP_OP(kp_cells)(const int64_t* keys, const int32_t* order, const int64_t* ranks, int64_t n, int64_t* splits,
+                int64_t* inverse, int device, void* stream);
+
 // Segment s holds the rows order[splits[s]] to order[splits[s + 1]] (not included) of values [*, channels]. Writes the
 // mean [segments, channels] of each, summed in float64; 0 for an empty segment.
-KP_OP(kp_segment_mean)(int dtype, const void* values, int64_t channels, const int64_t* order, const int64_t* splits,
+KP_OP(kp_segment_mean)(int dtype, const void* values, int64_t channels, const int32_t* order, const int64_t* splits,
                        int64_t segments, void* means, int device, void* stream);
+
+// Writes the sum [segments, channels] of each segment, formed in float32, or in float64 when dtype is.
+KP_OP(kp_segment_sum)(int dtype, const void* values, int64_t channels, const int32_t* order, const int64_t* splits,
+                      int64_t segments, void* sums, int device, void* stream);
 
 // Writes the most frequent of the labels of each segment, of equally frequent ones the smallest. scratch: as many
 // values as there are rows in the segments.
-KP_OP(kp_segment_mode)(const int64_t* labels, const int64_t* order, const int64_t* splits, int64_t segments,
+KP_OP(kp_segment_mode)(const int64_t* labels, const int32_t* order, const int64_t* splits, int64_t segments,
                        int64_t* scratch, int64_t* modes, int device, void* stream);
 
-// Searches take supports sorted by cell: their coordinates [3, num_supports], rows in the caller's order, and keys.
-// query_order lists the queries in the order in which they are worked on.
+// Searches take supports sorted by cell: their coordinates [num_supports, 3], rows in the caller's order, and keys.
+// query_order lists the queries in the order in which they are worked on; null: as they are.
 
 // Writes how many supports lie within `radius` of each query. No cell edge is shorter than 1.001 * radius.
 KP_OP(kp_radius_count)(int dtype, const void* queries, int64_t num_queries, const int64_t* query_offsets,
-                       const int64_t* query_order, const void* supports, const int64_t* support_rows,
+                       const int32_t* query_order, const void* supports, const int32_t* support_rows,
                        const int64_t* keys, int64_t num_supports, const double* boxes, const int64_t* cells,
                        int64_t batch, double radius, int64_t* counts, int device, void* stream);
 
 // Writes the rows of the nearest splits[q + 1] - splits[q] supports within `radius` of each query q to
-// indices[splits[q]...], ordered by distance, then row. hits: 8 (float32) or 16 (float64) bytes for every index.
+// indices[splits[q]...], ordered by distance, then row. hits, on CUDA and only when a query keeps more than 224: 8
+// (float32) or 16 (float64) bytes for every index.
 KP_OP(kp_radius_fill)(int dtype, const void* queries, int64_t num_queries, const int64_t* query_offsets,
-                      const int64_t* query_order, const void* supports, const int64_t* support_rows,
+                      const int32_t* query_order, const void* supports, const int32_t* support_rows,
                       const int64_t* keys, int64_t num_supports, const double* boxes, const int64_t* cells,
                       int64_t batch, double radius, const int64_t* splits, void* hits, int32_t* indices, int device,
                       void* stream);
@@ -53,9 +73,20 @@ KP_OP(kp_radius_fill)(int dtype, const void* queries, int64_t num_queries, const
 // Writes the row of the nearest support of each query (of equally near ones the smallest) and its distance. Every
 // sample with queries has supports.
 KP_OP(kp_nearest)(int dtype, const void* queries, int64_t num_queries, const int64_t* query_offsets,
-                  const int64_t* query_order, const void* supports, const int64_t* support_rows, const int64_t* keys,
+                  const int32_t* query_order, const void* supports, const int32_t* support_rows, const int64_t* keys,
                   int64_t num_supports, const double* boxes, const int64_t* cells, int64_t batch, int64_t* indices,
                   void* distances, int device, void* stream);
+
+// The neighbourhoods indices[splits[q]...] of the queries, transposed. `tasks` (1 on CUDA) share the queries evenly. Adds
+// to counts [tasks, num_supports], zeros before, how many pairs a task has with each support.
+KP_OP(kp_transpose_count)(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t num_queries,
+                          int64_t num_supports, int64_t tasks, int32_t* counts, int device, void* stream);
+
+// Writes to out[out_splits[s]...] for each support the queries that see it, ascending. places [tasks, num_supports]:
+// where the first pair of a task with a support goes; overwritten.
+KP_OP(kp_transpose_fill)(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t num_queries,
+                         int64_t num_supports, int64_t tasks, int64_t* places, const int64_t* out_splits, int32_t* out,
+                         int device, void* stream);
 
 // ---- convolution: neighbourhoods are CSR, query i has the supports indices[splits[i]] to indices[splits[i + 1]]
 

@@ -15,6 +15,15 @@ KP_HD int64_t lower_bound(const int64_t* values, int64_t n, int64_t value) {
   return begin;
 }
 
+// The same, quick when the answer lies a little after position `guess`.
+KP_HD int64_t lower_bound_near(const int64_t* values, int64_t n, int64_t guess, int64_t value) {
+  int64_t begin = guess, step = 4;
+  if (begin > 0 && values[begin - 1] >= value) return lower_bound(values, begin, value);
+  while (begin + step < n && values[begin + step - 1] < value) begin += step, step *= 2;
+  int64_t length = step < n - begin ? step : n - begin;
+  return begin + lower_bound(values + begin, length, value);
+}
+
 // The sample that owns a row. Empty samples own none.
 KP_HD int64_t sample_of(int64_t row, const int64_t* offsets, int64_t batch) {
   return lower_bound(offsets + 1, batch, row + 1);
@@ -22,6 +31,16 @@ KP_HD int64_t sample_of(int64_t row, const int64_t* offsets, int64_t batch) {
 
 KP_HD int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// One of the equal pieces that a sample is cut into; never outside n rows, whatever the offsets say.
+KP_HD Range piece_of(const int64_t* offsets, int64_t n, int64_t sample, int64_t piece, int64_t pieces) {
+  int64_t begin = clamp(offsets[sample], 0, n), size = clamp(offsets[sample + 1], begin, n) - begin;
+  return {begin + size * piece / pieces, begin + size * (piece + 1) / pieces};
 }
 
 struct Cell {
@@ -46,6 +65,9 @@ struct SampleGrid {
   KP_HD Cell nearest_inside(Cell c) const {
     return {clamp(c.x, 0, nx - 1), clamp(c.y, 0, ny - 1), clamp(c.z, 0, nz - 1)};
   }
+  KP_HD bool holds(Cell c) const {
+    return c.x >= 0 && c.x < nx && c.y >= 0 && c.y < ny && c.z >= 0 && c.z < nz;
+  }
   KP_HD int64_t key(int64_t x, int64_t y, int64_t z) const { return first_key + x + nx * (y + ny * z); }
 };
 
@@ -67,30 +89,28 @@ KP_HD int64_t cell_key(const Grid& grid, const T* points, const int64_t* offsets
   return sample.key(c.x, c.y, c.z);
 }
 
-struct Range {
-  int64_t begin, end;
-};
-
 // Points sorted by the key of their cell.
 template <class T>
 struct SortedPoints {
-  const T* coordinates;  // [3, n]
-  const int64_t* rows;   // where each point lies in the caller's order
+  const T* coordinates;  // [n, 3]
+  const int32_t* rows;   // where each point lies in the caller's order
   const int64_t* keys;
   int64_t n;
 
-  // The points of the cells x0 to x1 of one row of cells; they lie side by side. The row may be outside the grid.
-  KP_HD Range in_row(const SampleGrid& grid, int64_t x0, int64_t x1, int64_t y, int64_t z) const {
+  // The points of the cells x0 to x1 of one row of cells; they lie side by side, maybe a little after position `guess`.
+  // The row may be outside the grid.
+  KP_HD Range in_row(const SampleGrid& grid, int64_t x0, int64_t x1, int64_t y, int64_t z, int64_t guess = 0) const {
     x0 = x0 < 0 ? 0 : x0;
     x1 = x1 > grid.nx - 1 ? grid.nx - 1 : x1;
-    if (x0 > x1 || y < 0 || y >= grid.ny || z < 0 || z >= grid.nz) return {0, 0};
-    int64_t begin = lower_bound(keys, n, grid.key(x0, y, z));
-    return {begin, begin + lower_bound(keys + begin, n - begin, grid.key(x1, y, z) + 1)};
+    if (x0 > x1 || y < 0 || y >= grid.ny || z < 0 || z >= grid.nz) return {guess, guess};
+    int64_t begin = lower_bound_near(keys, n, guess, grid.key(x0, y, z));
+    return {begin, lower_bound_near(keys, n, begin, grid.key(x1, y, z) + 1)};
   }
 
   // The squared distance of point i, always with the same roundings.
   KP_HD T squared_distance(const T* query, int64_t i) const {
-    T x = query[0] - coordinates[i], y = query[1] - coordinates[n + i], z = query[2] - coordinates[2 * n + i];
+    const T* p = coordinates + 3 * i;
+    T x = query[0] - p[0], y = query[1] - p[1], z = query[2] - p[2];
     return product(x, x) + product(y, y) + product(z, z);
   }
 };

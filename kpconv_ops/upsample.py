@@ -1,0 +1,109 @@
+"""Nearest upsampling: every point takes the features of one coarser point."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import FEATURE_DTYPES, check_tensor
+from .neighbors import Neighbors
+
+
+@dataclass(frozen=True, eq=False)
+class Upsampling:
+    """Which of `num_supports` coarser points each point takes its features from, to be used in many layers."""
+
+    rows: Tensor  # [N] int64
+    num_supports: int
+    _transposed: list[Neighbors] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def transposed(self) -> Neighbors:
+        """For every coarser point the points that take its features, ascending. Computed once."""
+        if not self._transposed:
+            splits = torch.arange(len(self.rows) + 1, device=self.rows.device)
+            self._transposed.append(Neighbors(self.rows.int(), splits, self.num_supports).transposed)
+        return self._transposed[0]
+
+
+def upsample(features: Tensor, rows: Tensor | Upsampling) -> Tensor:
+    """`features[rows]`, with a gradient that is the same on every run.
+
+    The gradient of a coarser point is the sum over the points that took its features, in ascending order, formed in
+    float32 (float64 for float64 features).
+
+    Args:
+        features: `[M, C]` of the coarser points; float32, float64, float16 or bfloat16.
+        rows: `[N]` int64 in [0, M), for example from `nearest`; or an `Upsampling`, from `pyramid`, which remembers
+            what the gradient needs.
+
+    Returns:
+        `[N, C]`, dtype of the features.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, an upsampling from other points.
+        IndexError: a row that is not one of the features (on the CPU).
+    """
+    check_tensor("features", features, (None, None), FEATURE_DTYPES)
+    if not isinstance(rows, Upsampling):
+        check_tensor("rows", rows, (None,), (torch.int64,), like=features)
+        rows = Upsampling(rows, len(features))
+    if rows.num_supports != len(features):
+        raise ValueError(f"rows must be rows of {len(features)} features, got rows of {rows.num_supports}")
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return features.index_select(0, rows.rows)
+    taken = rows.transposed
+    return torch.ops.kpconv_ops.upsample(features, rows.rows, taken.indices, taken.splits)
+
+
+# taken: for every feature row the rows of the result that it went to.
+torch.library.define(
+    "kpconv_ops::upsample", "(Tensor features, Tensor rows, Tensor taken_indices, Tensor taken_splits) -> Tensor"
+)
+torch.library.define(
+    "kpconv_ops::segment_sum", "(Tensor values, Tensor order, Tensor splits, Tensor segment_of) -> Tensor"
+)
+
+
+@torch.library.impl("kpconv_ops::upsample", ("cpu", "cuda"))
+def _upsample(features, rows, taken_indices, taken_splits):
+    return features.index_select(0, rows)
+
+
+@torch.library.register_fake("kpconv_ops::upsample")
+def _upsample_fake(features, rows, taken_indices, taken_splits):
+    return features.new_empty(rows.shape[0], features.shape[1])
+
+
+@torch.library.impl("kpconv_ops::segment_sum", ("cpu", "cuda"))
+def _segment_sum(values, order, splits, segment_of):
+    values = values.contiguous()
+    sums = values.new_empty(len(splits) - 1, values.shape[1])
+    _native.call("kp_segment_sum", values, values.dtype, values, values.shape[1], order, splits, len(sums), sums)
+    return sums
+
+
+@torch.library.register_fake("kpconv_ops::segment_sum")
+def _segment_sum_fake(values, order, splits, segment_of):
+    return values.new_empty(splits.shape[0] - 1, values.shape[1])
+
+
+def _upsample_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _upsample_backward(ctx, grad):
+    rows, order, splits = ctx.saved_tensors
+    return torch.ops.kpconv_ops.segment_sum(grad, order, splits, rows), None, None, None
+
+
+# The gradient of each is the other.
+def _segment_sum_backward(ctx, grad):
+    order, splits, rows = ctx.saved_tensors
+    return torch.ops.kpconv_ops.upsample(grad, rows, order, splits), None, None, None
+
+
+torch.library.register_autograd("kpconv_ops::upsample", _upsample_backward, setup_context=_upsample_setup)
+torch.library.register_autograd("kpconv_ops::segment_sum", _segment_sum_backward, setup_context=_upsample_setup)
