@@ -15,10 +15,6 @@ KP_WIDE_BODY bool rows_inside(const int32_t* first, const int32_t* last, int64_t
   return inside;
 }
 
-[[noreturn]] inline void throw_splits_outside(int64_t limit) {
-  throw std::invalid_argument("splits must rise within [0, " + std::to_string(limit) + "]");
-}
-
 [[noreturn]] inline void throw_rows_outside(const char* name, int64_t limit) {
   throw std::invalid_argument(std::string(name) + " must be in [0, " + std::to_string(limit) + ")");
 }
@@ -32,17 +28,8 @@ inline void check_rows(const char* name, const int32_t* rows, int64_t count, int
   if (!valid) throw_rows_outside(name, limit);
 }
 
-// Throws unless the `count` CSR rows that `splits` describes lie in `indices`, and these in [0, limit).
-inline void check_csr(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t count, int64_t limit) {
-  if (count == 0) return;
-  bool rising = splits[0] >= 0 && splits[count] <= num_indices;
-  for (int64_t i = 0; i < count; i++) rising &= splits[i] <= splits[i + 1];
-  if (!rising) throw_splits_outside(num_indices);
-  check_rows("indices", indices + splits[0], splits[count] - splits[0], limit);
-}
-
-// The same for kernels that need the neighbourhoods one by one: query i sees indices[splits[i]] to
-// indices[splits[i + 1]]. Each is checked when it is asked for: a pass of its own would read them all twice.
+// CSR neighbourhoods: query i sees indices[splits[i]] to indices[splits[i + 1]]. Each is checked when it is asked for: a
+// pass of its own would read them all twice.
 class Neighborhoods {
  public:
   Neighborhoods(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t limit)
@@ -59,7 +46,7 @@ class Neighborhoods {
   }
 
   void check() const {
-    if (!splits_valid) throw_splits_outside(num_indices);
+    if (!splits_valid) throw std::invalid_argument("splits must rise within [0, " + std::to_string(num_indices) + "]");
     if (!indices_valid) throw_rows_outside("indices", limit);
   }
 
