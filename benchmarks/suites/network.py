@@ -7,16 +7,16 @@ ten points stay below, as KPConv calibrates it, since a padded matrix is as wide
 
 import contextlib
 from dataclasses import replace
+from operator import attrgetter
 from unittest import mock
 
 import torch
 from torch import nn
 
 from dsp_sparse.backbones import build_backbone, kpfcnn, kpfcnn_blocks
-from dsp_sparse.backbones.kpfcnn import Geometry
 from dsp_sparse.losses import segmentation_loss
 from dsp_sparse.ragged import Ragged
-from kpconv_ops import Neighbors
+from kpconv_ops import Neighbors, Pyramid
 
 from .. import inputs as made
 from .. import textbook
@@ -65,7 +65,7 @@ class Task:
         torch.manual_seed(made.SEED)
         self.network = build_backbone("kpfcnn", 5, CLASSES, deformable_levels=deformable_levels).to(labels.device)
         self.batch, self.labels = batch, labels
-        self.geometry = map_neighbors(self.network.geometry(batch), calibrated)
+        self.geometry = converted(self.network.geometry(batch), calibrated)
 
     def row(self, name: str, run, passes: int, tolerance: float, dtype: str = "float32") -> Row:
         flops, moved = layer_work(self.network, self.batch, self.geometry)
@@ -73,11 +73,13 @@ class Task:
         return Row(name, Work(passes * flops, passes * moved, dtype), contenders, tolerance)
 
     def ours(self, run):
-        # Neighbourhoods new in each call, as in training: their transposes are part of the step.
-        return lambda: run(map_neighbors(self.geometry, lambda nb: replace(nb)))
+        # A geometry of its own for each call, as in training: its transposes are part of the step.
+        return lambda: run(converted(self.geometry, replace))
 
     def textbook(self, run):
-        geometry = map_neighbors(self.geometry, lambda nb: textbook.padded(nb.indices, nb.splits, nb.num_supports))
+        geometry = converted(
+            self.geometry, lambda nb: textbook.padded(nb.indices, nb.splits, nb.num_supports), attrgetter("rows")
+        )
 
         def call():
             with textbook_operators():
@@ -85,12 +87,12 @@ class Task:
 
         return call
 
-    def forward(self, geometry: Geometry):
+    def forward(self, geometry: Pyramid):
         self.network.eval()
         with torch.no_grad():
             return (self.network(self.batch, geometry),)
 
-    def step(self, geometry: Geometry):
+    def step(self, geometry: Pyramid):
         """Logits, loss, and the gradient of the first convolution: all others had to be computed for it."""
         self.network.train()
         self.network.zero_grad()
@@ -111,16 +113,17 @@ def textbook_operators():
         yield
 
 
-def map_neighbors(geometry: Geometry, convert) -> Geometry:
-    """The pyramid with all neighbourhoods converted, each once."""
-    converted = {}
-
-    def stencil(old):
-        if id(old) not in converted:
-            converted[id(old)] = replace(old, neighbors=convert(old.neighbors))
-        return converted[id(old)]
-
-    levels = [replace(level, entry=stencil(level.entry), inner=stencil(level.inner)) for level in geometry.levels]
+def converted(geometry: Pyramid, neighbors, upsampling=replace) -> Pyramid:
+    """The pyramid with all neighbourhoods and upsamplings converted."""
+    levels = [
+        replace(
+            level,
+            neighbors=neighbors(level.neighbors),
+            pools=level.pools and neighbors(level.pools),
+            upsamples=level.upsamples and upsampling(level.upsamples),
+        )
+        for level in geometry.levels
+    ]
     return replace(geometry, levels=levels)
 
 
@@ -133,7 +136,7 @@ def calibrated(nb: Neighbors) -> Neighbors:
     return Neighbors(nb.indices[place < kept.repeat_interleave(counts)], splits, nb.num_supports)
 
 
-def layer_work(network: nn.Module, batch: Ragged, geometry: Geometry) -> tuple[float, float]:
+def layer_work(network: nn.Module, batch: Ragged, geometry: Pyramid) -> tuple[float, float]:
     """Dense products in FLOP, and inputs and results of the layers that have them in bytes, of a forward pass."""
     flops = moved = 0
 

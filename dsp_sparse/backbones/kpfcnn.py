@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kpconv_ops import grid_subsample, nearest, radius_search
+from kpconv_ops import Pyramid, pyramid, upsample
 
 from ..ragged import Ragged
 from .base import TapBackbone, TapInfo, check_channels, check_coordinates
@@ -14,41 +14,16 @@ from .kpfcnn_config import KPFCNNConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """One resolution of the pyramid.
-
-    Args:
-        points: `[M, 3]` points.
-        offsets: `[B + 1]` samples of the points.
-        entry: stencil that leads here from the next finer level; at the finest level the same as `inner`.
-        inner: stencil of the points among themselves.
-    """
-
-    points: Tensor
-    offsets: Tensor
-    entry: Stencil
-    inner: Stencil
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """The pyramid: levels, finest first, and for the points of every level but the last their nearest coarser row."""
-
-    levels: list[Level]
-    nearest_coarser: list[Tensor]
-
-
-@dataclass(frozen=True, eq=False)
 class State:
     """What decoding and regularisation need beside the tap.
 
     Args:
-        geometry: the pyramid.
+        geometry: points, neighbourhoods and upsamplings of every level.
         skips: the encoder's features of every level.
         deformations: where the deformable convolutions moved their kernel points.
     """
 
-    geometry: Geometry
+    geometry: Pyramid
     skips: list[Tensor]
     deformations: list[Deformation]
 
@@ -61,10 +36,10 @@ class EncoderLevel(nn.Module):
         self.entry = entry
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, level: Level, deformations: list[Deformation]) -> Tensor:
-        x = self.entry(x, level.entry, deformations)
+    def forward(self, x: Tensor, entry: Stencil, inner: Stencil, deformations: list[Deformation]) -> Tensor:
+        x = self.entry(x, entry, deformations)
         for block in self.blocks:
-            x = block(x, level.inner, deformations)
+            x = block(x, inner, deformations)
         return x
 
 
@@ -109,30 +84,20 @@ class KPFCNN(TapBackbone):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def geometry(self, batch: Ragged) -> Geometry:
+    def geometry(self, batch: Ragged) -> Pyramid:
         check_coordinates(batch)
-        points, offsets, entry = batch.coord, batch.offsets, None
-        levels, nearest_coarser = [], []
-        for level in range(len(self.encoder)):
-            radius = self.config.radius(level)
-            inner = Stencil(points, points, radius_search(points, offsets, points, offsets, radius))
-            levels.append(Level(points, offsets, entry or inner, inner))
-            if level == len(self.encoder) - 1:
-                break
-            coarse = grid_subsample(points, offsets, self.config.cell(level + 1))
-            pool = radius_search(coarse.points, coarse.offsets, points, offsets, radius)
-            entry = Stencil(coarse.points, points, pool)
-            nearest_coarser.append(nearest(points, offsets, coarse.points, coarse.offsets)[0])
-            points, offsets = coarse.points, coarse.offsets
-        return Geometry(levels, nearest_coarser)
+        return pyramid(batch.coord, batch.offsets, self.config.grid_size, len(self.encoder), self.config.radii)
 
-    def encode(self, batch: Ragged, geometry: Geometry | None = None) -> tuple[Ragged, State]:
+    def encode(self, batch: Ragged, geometry: Pyramid | None = None) -> tuple[Ragged, State]:
         check_channels(batch, self.in_channels)
         geometry = geometry or self.geometry(batch)
-        x, skips, deformations = batch.feat, [], []
+        x, finer, skips, deformations = batch.feat, None, [], []
         for blocks, level in zip(self.encoder, geometry.levels, strict=True):
-            x = blocks(x, level, deformations)
+            inner = Stencil(level.points, level.points, level.neighbors)
+            entry = Stencil(level.points, finer.points, level.pools) if finer else inner
+            x = blocks(x, entry, inner, deformations)
             skips.append(x)
+            finer = level
         state = State(geometry, skips, deformations)
         x = self._upsample(x, state, range(len(skips) - 2, self.tap_level - 1, -1))
         tap = geometry.levels[self.tap_level]
@@ -153,6 +118,6 @@ class KPFCNN(TapBackbone):
     def _upsample(self, x: Tensor, state: State, levels: range) -> Tensor:
         """Carry features one level finer after the other, to the last of `levels`."""
         for level in levels:
-            fused = torch.cat([x[state.geometry.nearest_coarser[level]], state.skips[level]], dim=1)
+            fused = torch.cat([upsample(x, state.geometry.levels[level].upsamples), state.skips[level]], dim=1)
             x = leaky_relu(self.decoder[len(self.decoder) - 1 - level](fused))
         return x

@@ -74,7 +74,8 @@ class KPFCNNConfig:
         """Grid cell of a level, in metres."""
         return self.grid_size * 2**level
 
-    def radius(self, level: int) -> float:
-        """How far points see the points of a level, in metres."""
-        cells = self.deform_radius if level in self.deformable_levels else self.conv_radius
-        return cells * self.cell(level)
+    @property
+    def radii(self) -> list[float]:
+        """How far points see the points of each level, in its cells."""
+        levels = range(len(self.blocks))
+        return [self.deform_radius if level in self.deformable_levels else self.conv_radius for level in levels]

@@ -65,7 +65,7 @@ def test_pyramid():
     batch = random_ragged((200, 0, 150), 3, seed=1, dtype=torch.float64)
     net = tiny_backbone("kpfcnn", 3, 4, grid_size=0.1, blocks=(1, 1, 1), deformable_levels=(1,)).double()
     geometry = net.geometry(batch)
-    assert geometry.levels[0].points is batch.coord
+    assert torch.equal(geometry.levels[0].points, batch.coord)
     for depth, level in enumerate(geometry.levels):
         cell = 0.1 * 2**depth
         for b in range(batch.batch_size):
@@ -75,19 +75,16 @@ def test_pyramid():
                 below = finer.points[finer.offsets[b] : finer.offsets[b + 1]]
                 cells = ((below - below.amin(dim=0)) / cell).floor().unique(dim=0)
                 assert len(points) == len(cells)
-                nearest = (
-                    geometry.nearest_coarser[depth - 1][finer.offsets[b] : finer.offsets[b + 1]] - level.offsets[b]
-                )
+                nearest = finer.upsamples.rows[finer.offsets[b] : finer.offsets[b + 1]] - level.offsets[b]
                 assert torch.equal(nearest, torch.cdist(below, points).argmin(dim=1))
         sample = torch.arange(3).repeat_interleave(level.offsets.diff())
         close = torch.cdist(level.points, level.points) <= reach[depth] * cell
-        assert torch.equal(level.inner.neighbors.splits.diff(), (close & (sample[:, None] == sample)).sum(dim=1))
+        assert torch.equal(level.neighbors.splits.diff(), (close & (sample[:, None] == sample)).sum(dim=1))
         if depth:
             finer = geometry.levels[depth - 1]
-            assert level.entry.supports is finer.points and level.entry.queries is level.points
             above = torch.arange(3).repeat_interleave(finer.offsets.diff())
             close = torch.cdist(level.points, finer.points) <= reach[depth - 1] * cell / 2
-            assert torch.equal(level.entry.neighbors.splits.diff(), (close & (sample[:, None] == above)).sum(dim=1))
+            assert torch.equal(level.pools.splits.diff(), (close & (sample[:, None] == above)).sum(dim=1))
 
 
 def oracle(weights, batch, grid_size, blocks, deformable) -> tuple[torch.Tensor, torch.Tensor]:
