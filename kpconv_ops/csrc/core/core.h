@@ -99,6 +99,18 @@ KP_HD float root(float value) {
 }
 KP_HD double root(double value) { return sqrt(value); }
 
+// The value, or 0 if it is negative. NaN stays NaN.
+KP_HD float positive_part(float value) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  return value < 0 ? 0 : value;
+#endif
+}
+KP_HD double positive_part(double value) { return value < 0 ? 0 : value; }
+
 // Calls f with a value of the coordinate type of this code.
 template <class F>
 void with_coordinates(int dtype, F f) {

@@ -30,10 +30,7 @@ struct InfluenceRule {
   // Influence at a distance that `reaches`. NaN stays NaN.
   KP_HD G strength(G squared_distance) const {
     switch (kind) {
-      case Influence::linear: {
-        G h = 1 - root(squared_distance) * inverse_extent;
-        return h < 0 ? 0 : h;
-      }
+      case Influence::linear: return positive_part(1 - root(squared_distance) * inverse_extent);
       case Influence::constant: return 1;
       default: return exp(-squared_distance * inverse_two_sigma2);
     }

@@ -47,6 +47,12 @@ int guarded(int device, F f) {
   }
 }
 
+// A size that kernels count in 32 bits.
+inline int narrow(int64_t size) {
+  if (size > INT32_MAX) throw std::invalid_argument("more than 2^31 - 1 rows or channels");
+  return static_cast<int>(size);
+}
+
 // Blocks that give every one of n elements a thread.
 inline unsigned blocks(int64_t n, int64_t threads) { return static_cast<unsigned>((n + threads - 1) / threads); }
 

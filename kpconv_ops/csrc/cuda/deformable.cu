@@ -29,22 +29,23 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
   using R = Accumulator<F>;
   KP_SHARED(Batch<R>, batches, warps);
   const int group = threadIdx.x / 4, quarter = threadIdx.x % 4;
-  const int64_t query = blockIdx.x * static_cast<int64_t>(warps) + threadIdx.y;
+  const int query = blockIdx.x * warps + threadIdx.y;
   if (query >= a.num_queries) return;
   const int first_point = blockIdx.z * tile_points;
   Batch<R>& batch = batches[threadIdx.y];
 
   KernelPoint<R> points[2];
   for (int r = 0; r < 2; r++) points[r] = kernel_point(a, query, first_point + lane_point(r));
-  const F* grads = grad_aggregate + (query * a.num_kernel_points + first_point + group) * channels;
+  const F* grads =
+      grad_aggregate + (static_cast<int64_t>(query) * a.num_kernel_points + first_point + group) * channels;
 
   R grad[2][4] = {};  // x, y, z, modulation
-  const int64_t end = a.splits[query + 1];
-  for (int64_t begin = a.splits[query]; begin < end; begin += warp_size) {
-    batch.fetch(a, query, begin, end);
-    const int count = static_cast<int>(end - begin < warp_size ? end - begin : warp_size);
+  const int32_t* indices = a.indices + a.splits[query];
+  const int count = static_cast<int>(a.splits[query + 1] - a.splits[query]);
+  for (int begin = 0; begin < count; begin += warp_size) {
+    batch.fetch(a, query, indices + begin, count - begin);
 #pragma unroll 1
-    for (int step = 0; step < count; step += tile_points) {
+    for (int step = 0; step < warp_size && step < count - begin; step += tile_points) {
       R products[2][4] = {};  // kernel points x the first and the last 8 neighbours
       for (int first = 0; first < channels; first += 16 * slice_groups<V>) {
         const int channel = first + quarter * 4 * slice_groups<V>;
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int64_t row = batch.neighbors[step + 8 * half + group].row;
-          load_slice<V>(first_point + lane_point(half) < a.num_kernel_points, grads + 8 * half * channels, channel,
+          load_slice<V>(first_point + lane_point(half) < a.num_kernel_points, grads + 8 * half * static_cast<int64_t>(channels), channel,
                         channels, left[half]);
           load_slice<V>(row >= 0, features + row * channels, channel, channels, right[half]);
         }
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
       for (int other = 1; other <= 2; other *= 2) grad[r][x] += __shfl_xor_sync(all_lanes, grad[r][x], other);
     const int p = first_point + lane_point(r);
     if (quarter != 0 || p >= a.num_kernel_points) continue;
-    const int64_t i = query * a.num_kernel_points + p;
+    const int64_t i = static_cast<int64_t>(query) * a.num_kernel_points + p;
     for (int x = 0; x < 3; x++) grad_points[3 * i + x] = static_cast<G>(grad[r][x]);
     if (grad_modulations) grad_modulations[i] = static_cast<G>(grad[r][3]);
   }
@@ -143,16 +144,16 @@ KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t 
         if (num_queries == 0) return;
         const kp::Neighborhoods<G, R> a{static_cast<const G*>(queries),
                                         static_cast<const G*>(supports),
-                                        num_queries,
-                                        num_supports,
+                                        kp::narrow(num_queries),
+                                        kp::narrow(num_supports),
                                         static_cast<const G*>(kernel_points),
                                         static_cast<const G*>(modulations),
-                                        static_cast<int>(num_kernel_points),
+                                        kp::narrow(num_kernel_points),
                                         1,
                                         indices,
                                         splits,
                                         kp::InfluenceRule<R>(influence, closest, extent)};
-        kp::deform_backward(a, static_cast<const F*>(features), static_cast<int>(channels),
+        kp::deform_backward(a, static_cast<const F*>(features), kp::narrow(channels),
                             static_cast<const F*>(grad_aggregate), static_cast<G*>(grad_points),
                             static_cast<G*>(grad_modulations), stream);
       });

@@ -26,8 +26,9 @@ __device__ void influences(const Neighborhoods<G, R>& a, const Batch<R>& batch, 
     modulation[i / 4][i % 4] = point.modulation;
   }
   apply_rule(a.rule, squared, strength);
+  if (a.modulations)
 #pragma unroll
-  for (int i = 0; i < 8; i++) strength[i / 4][i % 4] *= modulation[i / 4][i % 4];
+    for (int i = 0; i < 8; i++) strength[i / 4][i % 4] *= modulation[i / 4][i % 4];
   if (a.rule.closest) keep_closest(batch, step, first_point, strength);
 }
 
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
   using R = Accumulator<F>;
   KP_SHARED(Batch<R>, batches, warps);
   const int group = threadIdx.x / 4, quarter = threadIdx.x % 4;
-  const int64_t query = blockIdx.x * static_cast<int64_t>(warps) + threadIdx.y;
+  const int query = blockIdx.x * warps + threadIdx.y;
   if (query >= a.num_queries) return;
   const int first_channel = blockIdx.y * 8 * W;
   const int first_point = blockIdx.z * tile_points;
@@ -48,25 +49,26 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
   KernelPoint<R> points[2] = {};
   if (!of_supports)
     for (int r = 0; r < 2; r++) points[r] = kernel_point(a, point_set(a, query, 0), first_point + lane_point(r));
+  const int channel = first_channel + first_channel_of(group, V);
+  const char* bytes = reinterpret_cast<const char*>(features + channel);
+  const int pitch = channels * static_cast<int>(sizeof(F));  // in bytes: an address is one multiplication away
 
   R sums[W][4] = {};
-  const int64_t end = a.splits[query + 1];
-  for (int64_t begin = a.splits[query]; begin < end; begin += warp_size) {
-    batch.fetch(a, query, begin, end);
-    const int count = static_cast<int>(end - begin < warp_size ? end - begin : warp_size);
+  const int32_t* indices = a.indices + a.splits[query];
+  const int count = static_cast<int>(a.splits[query + 1] - a.splits[query]);
+  for (int begin = 0; begin < count; begin += warp_size) {
+    batch.fetch(a, query, indices + begin, count - begin);
 #pragma unroll 1
-    for (int step = 0; step < count; step += tile_points) {
+    for (int step = 0; step < warp_size && step < count - begin; step += tile_points) {
       Neighbor<R> neighbors[4];
       Vector<F, V> values[W / V][4];  // loaded first, so that they arrive while influences are computed
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         neighbors[i] = batch.neighbors[step + lane_neighbor(i)];
-        const F* row = features + static_cast<int64_t>(neighbors[i].row) * channels;
+        const auto* row = reinterpret_cast<const F*>(bytes + static_cast<int64_t>(neighbors[i].row) * pitch);
 #pragma unroll
-        for (int t = 0; t < W / V; t++) {
-          const int channel = first_channel + 8 * V * t + first_channel_of(group, V);
-          values[t][i] = load_or_zeros<V>(neighbors[i].row >= 0 && channel < channels, row + channel);
-        }
+        for (int t = 0; t < W / V; t++)
+          values[t][i] = load_or_zeros<V>(neighbors[i].row >= 0 && channel + 8 * V * t < channels, row + 8 * V * t);
       }
       R strength[2][4];
       influences<of_supports>(a, batch, step, neighbors, points, first_point, strength);
@@ -76,21 +78,22 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
     }
   }
 
+  const int out_channel = first_channel + first_channel_of(2 * quarter, V);
+  F* out = aggregate + (static_cast<int64_t>(query) * a.num_kernel_points + first_point + group) * channels + out_channel;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    const int p = first_point + lane_point(r);
-    if (p >= a.num_kernel_points) return;
-    F* out = aggregate + (query * a.num_kernel_points + p) * channels;
+    if (first_point + lane_point(r) >= a.num_kernel_points) return;
 #pragma unroll
     for (int t = 0; t < W / V; t++)
 #pragma unroll
       for (int c = 0; c < 2; c++) {
-        const int channel = first_channel + 8 * V * t + first_channel_of(2 * quarter + c, V);
         Vector<F, V> values;
 #pragma unroll
         for (int v = 0; v < V; v++) values.at[v] = static_cast<F>(sums[t * V + v][2 * r + c]);
-        if (channel < channels) store(out + channel, values);
+        const int step = 8 * V * t + first_channel_of(c, V);
+        if (out_channel + step < channels) store(out + step, values);
       }
+    out += 8 * static_cast<int64_t>(channels);
   }
 }
 
@@ -136,16 +139,16 @@ KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_qu
         if (num_queries == 0 || channels == 0) return;
         const kp::Neighborhoods<G, R> a{static_cast<const G*>(queries),
                                         static_cast<const G*>(supports),
-                                        num_queries,
-                                        num_supports,
+                                        kp::narrow(num_queries),
+                                        kp::narrow(num_supports),
                                         static_cast<const G*>(kernel_points),
                                         static_cast<const G*>(modulations),
-                                        static_cast<int>(num_kernel_points),
+                                        kp::narrow(num_kernel_points),
                                         points_of,
                                         indices,
                                         splits,
                                         kp::InfluenceRule<R>(influence, closest, extent)};
-        kp::aggregate(a, static_cast<const F*>(features), static_cast<int>(channels), static_cast<F*>(aggregate),
+        kp::aggregate(a, static_cast<const F*>(features), kp::narrow(channels), static_cast<F*>(aggregate),
                       stream);
       });
     });

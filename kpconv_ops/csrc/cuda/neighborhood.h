@@ -23,7 +23,7 @@ constexpr int resident = sizeof(F) == 8 ? 2 : 4;
 template <class G, class R>
 struct Neighborhoods {
   const G *queries, *supports;
-  int64_t num_queries, num_supports;
+  int num_queries, num_supports;
   const G *kernel_points, *modulations;
   int num_kernel_points, points_of;
   const int32_t* indices;
@@ -50,14 +50,14 @@ __device__ G deciding_distance(G x, G y, G z, const G* point) {
 }
 
 template <class G, class R>
-__device__ int64_t point_set(const Neighborhoods<G, R>& a, int64_t query, int64_t support) {
+__device__ int point_set(const Neighborhoods<G, R>& a, int query, int support) {
   return a.points_of == 0 ? 0 : a.points_of == 1 ? query : support;
 }
 
 // The kernel point nearest to a neighbour, the first one in a tie.
 template <class G, class R>
-__device__ int nearest_kernel_point(const Neighborhoods<G, R>& a, int64_t set, G x, G y, G z) {
-  const G* points = a.kernel_points + 3 * set * a.num_kernel_points;
+__device__ int nearest_kernel_point(const Neighborhoods<G, R>& a, int set, G x, G y, G z) {
+  const G* points = a.kernel_points + 3 * static_cast<int64_t>(set) * a.num_kernel_points;
   int nearest = 0;
   G best = deciding_distance(x, y, z, points);
   for (int p = 1; p < a.num_kernel_points; p++) {
@@ -70,23 +70,24 @@ __device__ int nearest_kernel_point(const Neighborhoods<G, R>& a, int64_t set, G
   return nearest;
 }
 
-// The next 32 neighbours of a warp's query, one fetched by each lane.
+// 32 neighbours of a warp's query, one fetched by each lane.
 template <class R>
 struct Batch {
   Neighbor<R> neighbors[warp_size];
   int nearest[warp_size];  // kernel point, when only the closest acts
 
+  // indices: of `count` neighbours, of which the first 32 are taken.
   template <class G>
-  __device__ void fetch(const Neighborhoods<G, R>& a, int64_t query, int64_t begin, int64_t end) {
+  __device__ void fetch(const Neighborhoods<G, R>& a, int query, const int32_t* indices, int count) {
     const int lane = threadIdx.x;
     Neighbor<R> mine{0, 0, 0, -1};
     int closest = -1;
-    if (begin + lane < end) {
-      const int64_t row = a.indices[begin + lane];
+    if (lane < count) {
+      const int row = indices[lane];
       if (row >= 0 && row < a.num_supports) {
-        const G *q = a.queries + 3 * query, *s = a.supports + 3 * row;
+        const G *q = a.queries + 3 * static_cast<int64_t>(query), *s = a.supports + 3 * static_cast<int64_t>(row);
         const G x = s[0] - q[0], y = s[1] - q[1], z = s[2] - q[2];
-        mine = {static_cast<R>(x), static_cast<R>(y), static_cast<R>(z), static_cast<int32_t>(row)};
+        mine = {static_cast<R>(x), static_cast<R>(y), static_cast<R>(z), row};
         if (a.rule.closest) closest = nearest_kernel_point(a, point_set(a, query, row), x, y, z);
       }
     }
@@ -99,9 +100,9 @@ struct Batch {
 
 // Kernel point p of a set; zeros if it does not exist.
 template <class G, class R>
-__device__ KernelPoint<R> kernel_point(const Neighborhoods<G, R>& a, int64_t set, int p) {
+__device__ KernelPoint<R> kernel_point(const Neighborhoods<G, R>& a, int set, int p) {
   if (p >= a.num_kernel_points) return {0, 0, 0, 0};
-  const int64_t i = set * a.num_kernel_points + p;
+  const int64_t i = static_cast<int64_t>(set) * a.num_kernel_points + p;
   const G* point = a.kernel_points + 3 * i;
   return {static_cast<R>(point[0]), static_cast<R>(point[1]), static_cast<R>(point[2]),
           a.modulations ? static_cast<R>(a.modulations[i]) : R(1)};
