@@ -78,12 +78,12 @@ torch.library.define("kpconv_ops::group_rows", "(Tensor inverse, SymInt num_rows
 def _group_rows(inverse, num_rows):
     if len(inverse) and (inverse.amin() < 0 or inverse.amax() >= num_rows):
         raise ValueError(f"inverse must be in [0, {num_rows}), got {inverse.amin()} to {inverse.amax()}")
-    return torch.sort(inverse, stable=True).indices, splits_of(torch.bincount(inverse, minlength=num_rows))
+    return torch.sort(inverse, stable=True).indices.int(), splits_of(torch.bincount(inverse, minlength=num_rows))
 
 
 @torch.library.register_fake("kpconv_ops::group_rows")
 def _group_rows_fake(inverse, num_rows):
-    return torch.empty_like(inverse), inverse.new_empty(num_rows + 1)
+    return inverse.new_empty(inverse.shape, dtype=torch.int32), inverse.new_empty(num_rows + 1)
 
 
 torch.library.define(
