@@ -22,7 +22,7 @@ class Extent:
     @classmethod
     def of(cls, name: str, points: Tensor, offsets_name: str, offsets: Tensor) -> "Extent":
         """Waits for the device. Raises ValueError for wrong offsets and for coordinates that are not finite."""
-        batch, pieces = max(len(offsets) - 1, 0), 256 if _native.on_cuda(points) else 8
+        batch, pieces = max(len(offsets) - 1, 0), min(max(len(points) // 2048, 1), 256)
         bounds = points.new_empty(2, pieces, batch, 3)
         _native.call(
             "kp_bounds", points, points.dtype, points, len(points), offsets, batch, pieces, bounds[0], bounds[1]

@@ -103,13 +103,14 @@ def _pyramid(points, offsets, cell_size, radii):
         inner.append((among_themselves, radius, among_themselves.count(radius)))
         if finer is not None:
             # The points lie around their coarser ones, a few to a cell: the search is short.
-            upsamples.append(supports.search(finer.queries, finer.query_offsets, finer.order).nearest()[0])
+            upsamples.append(supports.search(*finer, supports.grid.sort(*finer)[1]).nearest()[0])
         if level == len(radii) - 1:
             break
+        finer = points, offsets
         order, splits, inverse, offsets = cells_of(
             points, offsets, cell_grid(extent, cell_size * 2 ** (level + 1), points.device)
         )
-        points, finer = torch.ops.kpconv_ops.segment_mean(points, order, splits, inverse), among_themselves
+        points = torch.ops.kpconv_ops.segment_mean(points, order, splits, inverse)
         coarse += [points, offsets]
         pool = supports.search(points, offsets, None)  # they are in the order of their own cells
         pools.append((pool, radius, pool.count(radius)))

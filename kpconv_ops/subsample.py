@@ -85,8 +85,10 @@ def cell_grid(extent: Extent, cell_size: float, device: torch.device) -> Grid:
 def cells_of(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of `grid_cells`. Waits for the device, to learn how many cells there are."""
     keys, order = grid.sort(points, offsets)
+    begins = keys.new_ones(len(keys), dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=begins[1:])
     ranks = keys.new_zeros(len(keys) + 1)  # of cells that begin before a point
-    torch.cumsum(keys.diff(prepend=keys.new_full((1,), -1)) != 0, 0, out=ranks[1:])
+    torch.cumsum(begins, 0, out=ranks[1:])
     splits, inverse = keys.new_zeros(int(ranks[-1]) + 1), torch.empty_like(keys)
     _native.call("kp_cells", keys, keys, order, ranks, len(keys), splits, inverse)
     return order, splits, inverse, ranks[offsets]

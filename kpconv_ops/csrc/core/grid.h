@@ -15,10 +15,11 @@ KP_HD int64_t lower_bound(const int64_t* values, int64_t n, int64_t value) {
   return begin;
 }
 
-// The same, quick when the answer lies a little after position `guess`.
+// The same, quick when the answer lies a little after position `guess`; 0 is no guess.
 KP_HD int64_t lower_bound_near(const int64_t* values, int64_t n, int64_t guess, int64_t value) {
+  if (guess == 0) return lower_bound(values, n, value);
+  if (values[guess - 1] >= value) return lower_bound(values, guess, value);
   int64_t begin = guess, step = 4;
-  if (begin > 0 && values[begin - 1] >= value) return lower_bound(values, begin, value);
   while (begin + step < n && values[begin + step - 1] < value) begin += step, step *= 2;
   int64_t length = step < n - begin ? step : n - begin;
   return begin + lower_bound(values + begin, length, value);
@@ -55,8 +56,11 @@ struct SampleGrid {
 
   // The cell along an axis. Outside the grid it stops two cells beyond, from where no neighbouring cell is inside.
   KP_HD int64_t along(double coordinate, int axis, int64_t cells) const {
-    double index = floor((coordinate - origin[axis]) / cell);
-    return index < -2.0 ? -2 : index > cells + 1.0 ? cells + 1 : static_cast<int64_t>(index);
+    double index = (coordinate - origin[axis]) / cell;
+    if (index < -2.0) return -2;
+    if (index > cells + 1.0) return cells + 1;
+    int64_t truncated = static_cast<int64_t>(index);
+    return truncated - (truncated > index);
   }
   template <class T>
   KP_HD Cell cell_of(const T* point) const {
@@ -97,14 +101,14 @@ struct SortedPoints {
   const int64_t* keys;
   int64_t n;
 
-  // The points of the cells x0 to x1 of one row of cells; they lie side by side, maybe a little after position `guess`.
-  // The row may be outside the grid.
-  KP_HD Range in_row(const SampleGrid& grid, int64_t x0, int64_t x1, int64_t y, int64_t z, int64_t guess = 0) const {
+  // The points of the cells x0 to x1 of one row of cells; they lie side by side, maybe a little after `guess`. The row may
+  // be outside the grid.
+  KP_HD Range in_row(const SampleGrid& grid, int64_t x0, int64_t x1, int64_t y, int64_t z, Range guess = {0, 0}) const {
     x0 = x0 < 0 ? 0 : x0;
     x1 = x1 > grid.nx - 1 ? grid.nx - 1 : x1;
-    if (x0 > x1 || y < 0 || y >= grid.ny || z < 0 || z >= grid.nz) return {guess, guess};
-    int64_t begin = lower_bound_near(keys, n, guess, grid.key(x0, y, z));
-    return {begin, lower_bound_near(keys, n, begin, grid.key(x1, y, z) + 1)};
+    if (x0 > x1 || y < 0 || y >= grid.ny || z < 0 || z >= grid.nz) return {guess.begin, guess.begin};
+    int64_t begin = lower_bound_near(keys, n, guess.begin, grid.key(x0, y, z));
+    return {begin, lower_bound_near(keys, n, begin > guess.end ? begin : guess.end, grid.key(x1, y, z) + 1)};
   }
 
   // The squared distance of point i, always with the same roundings.

@@ -45,7 +45,6 @@ struct NearestSearch {
   SampleGrid grid;
   SortedPoints<T> supports;
   Hit<T> best{static_cast<T>(INFINITY), INT32_MAX};
-  int64_t first_shell = 0;  // those before have been visited
 
   KP_HD void visit(Range row) {
     for (int64_t i = row.begin; i < row.end; i++) {
@@ -83,7 +82,7 @@ struct NearestSearch {
     Cell c = grid.nearest_inside(grid.cell_of(query));
     int64_t last = grid.nx > grid.ny ? grid.nx : grid.ny;
     last = last > grid.nz ? last : grid.nz;
-    for (int64_t r = first_shell; r < last && (r == 0 || !(best.distance2() < unseen(r - 1))); r++) visit_shell(c, r);
+    for (int64_t r = 0; r < last && (r == 0 || !(best.distance2() < unseen(r - 1))); r++) visit_shell(c, r);
     return best;
   }
 };

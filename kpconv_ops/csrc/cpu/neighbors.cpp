@@ -38,17 +38,19 @@ struct Candidates {
       for (auto* each : {&x, &y, &z, &squared}) each->resize(2 * count);
       for (auto* each : {&rows, &hits, &places}) each->resize(2 * count);
     }
+    T* __restrict to[3] = {x.data(), y.data(), z.data()};
+    int32_t* to_row = rows.data();
     int64_t k = 0;
     for (int r = 0; r < 9; r++)
       for (int64_t i = ranges[r].begin; i < ranges[r].end; i++, k++) {
-        const T* p = supports.coordinates + 3 * i;
-        x[k] = p[0], y[k] = p[1], z[k] = p[2], rows[k] = supports.rows[i];
+        for (int axis = 0; axis < 3; axis++) to[axis][k] = supports.coordinates[3 * i + axis];
+        to_row[k] = supports.rows[i];
       }
-    for (; k < count; k++) x[k] = y[k] = z[k] = static_cast<T>(INFINITY), rows[k] = INT32_MAX;
+    for (; k < count; k++) to[0][k] = to[1][k] = to[2][k] = static_cast<T>(INFINITY), to_row[k] = INT32_MAX;
   }
 };
 
-// Calls f(query, grid, candidates) for the queries begin to end. Those that follow each other in a cell share the
+// Calls f(query, grid, cell, candidates) for the queries begin to end. Those that follow each other in a cell share the
 // candidates; from cell to cell the look-up goes on where it was.
 template <class T, class F>
 void for_each_query(const Search<T>& search, int64_t begin, int64_t end, F f) {
@@ -63,13 +65,13 @@ void for_each_query(const Search<T>& search, int64_t begin, int64_t end, F f) {
     if (grid.first_key != previous_key || c.x != previous.x || c.y != previous.y || c.z != previous.z) {
       for (int r = 0; r < 9; r++) {
         int64_t y = c.y + r % 3 - 1, z = c.z + r / 3 - 1;
-        ranges[r] = search.supports.in_row(grid, c.x - 1, c.x + 1, y, z, ranges[r].begin);
+        ranges[r] = search.supports.in_row(grid, c.x - 1, c.x + 1, y, z, ranges[r]);
       }
       candidates.gather(search.supports, ranges);
       previous = c;
       previous_key = grid.first_key;
     }
-    f(q, grid, candidates);
+    f(q, grid, c, candidates);
   }
 }
 
@@ -187,7 +189,7 @@ KP_OP(kp_radius_count)(int dtype, const void* queries, int64_t num_queries, cons
                     num_supports, boxes, cells, batch, [=](auto search) {
       auto limit = kp::squared<std::decay_t<decltype(*search.queries)>>(radius);
       kp::parallel_for(num_queries, kp::kQueries, [=](int64_t begin, int64_t end) {
-        kp::for_each_query(search, begin, end, [=](int64_t q, const kp::SampleGrid&, auto& candidates) {
+        kp::for_each_query(search, begin, end, [=](int64_t q, const auto&, const auto&, auto& candidates) {
           counts[q] = kp::count(candidates, search.queries + 3 * q, limit);
         });
       });
@@ -204,7 +206,7 @@ KP_OP(kp_radius_fill)(int dtype, const void* queries, int64_t num_queries, const
                     num_supports, boxes, cells, batch, [=](auto search) {
       auto limit = kp::squared<std::decay_t<decltype(*search.queries)>>(radius);
       kp::parallel_for(num_queries, kp::kQueries, [=](int64_t begin, int64_t end) {
-        kp::for_each_query(search, begin, end, [=](int64_t q, const kp::SampleGrid&, auto& candidates) {
+        kp::for_each_query(search, begin, end, [=](int64_t q, const auto&, const auto&, auto& candidates) {
           kp::fill(candidates, search.queries + 3 * q, limit, splits[q + 1] - splits[q], indices + splits[q]);
         });
       });
@@ -222,12 +224,12 @@ KP_OP(kp_nearest)(int dtype, const void* queries, int64_t num_queries, const int
       using T = std::decay_t<decltype(*search.queries)>;
       auto* out = static_cast<T*>(distances);
       kp::parallel_for(num_queries, kp::kQueries, [=](int64_t begin, int64_t end) {
-        kp::for_each_query(search, begin, end, [=](int64_t q, const kp::SampleGrid& grid, auto& candidates) {
+        kp::for_each_query(search, begin, end, [=](int64_t q, const auto& grid, const auto& cell, auto& candidates) {
           const T* query = search.queries + 3 * q;
           kp::NearestSearch<T> nearest{query, grid, search.supports};
-          nearest.best = kp::find_nearest(candidates, query);
-          if (grid.holds(grid.cell_of(query))) nearest.first_shell = 2;  // the candidates were shells 0 and 1
-          auto hit = nearest.run();
+          auto hit = nearest.best = kp::find_nearest(candidates, query);
+          // The candidates are shells 0 and 1 of a query inside the grid: mostly no other can be nearer.
+          if (!grid.holds(cell) || !(hit.distance2() < nearest.unseen(1))) hit = nearest.run();
           indices[q] = hit.row();
           out[q] = std::sqrt(hit.distance2());
         });
