@@ -12,16 +12,25 @@ CSRC = _native._FOLDER / "csrc"
 
 
 @pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory):
-    """The CUDA sources, compiled by g++ for the CPU."""
+def compile_for_emulator():
+    """Compiles CUDA sources by g++ to a library that runs them on the CPU."""
     if shutil.which("g++") is None:
         pytest.skip("the CUDA emulator needs g++")
-    library = tmp_path_factory.mktemp("emulator") / "libkpconv_cuda.so"
-    sources = sorted(CSRC.glob("cuda/*.cu"))
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-DKP_EMULATED", "-include", CSRC / "cuda_on_cpu.h"]
-    command = ["g++", *flags, "-I", CSRC, "-fPIC", "-shared", "-fvisibility=hidden", "-x", "c++", *sources]
-    subprocess.run([*map(str, command), "-o", str(library)], check=True)
-    return library
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+    flags += ["-DKP_EMULATED", "-include", CSRC / "cuda_on_cpu.h", "-I", CSRC]
+    flags += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # refuses addresses that a GPU refuses
+
+    def compile(library, *sources):
+        subprocess.run([*map(str, ["g++", *flags, "-x", "c++", *sources, "-o", library])], check=True)
+        return library
+
+    return compile
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory, compile_for_emulator):
+    """The CUDA sources, compiled for the emulator."""
+    return compile_for_emulator(tmp_path_factory.mktemp("emulator") / "libkpconv_cuda.so", *CSRC.glob("cuda/*.cu"))
 
 
 HAS_CUDA = torch.cuda.is_available() and _native.CUDA_LIBRARY.exists()
