@@ -17,7 +17,7 @@ OF_ALL, OF_QUERIES, OF_SUPPORTS = 0, 1, 2  # points_of in csrc/api.h: whose kern
 
 # The aggregate of a chunk: on the CPU it stays in the last cache until the matrix product reads it. Smaller chunks
 # would wait for all threads more often, which costs much when other programs use the cores.
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
 
 

@@ -65,6 +65,33 @@ def test_any_number_of_kernel_points_and_channels(device, num_points, channels):
         assert_oracle(device, problem([(6, 20)], channels, num_points), 0.3, "linear", aggregation)
 
 
+@pytest.mark.parametrize("neighbors", [31, 32, 33, 64, 65, 150])
+@pytest.mark.parametrize("coordinates", [torch.float32, torch.float64])
+def test_any_number_of_neighbours(device, neighbors, coordinates):
+    """Kernels take neighbours by the block: none is lost or counted twice where one ends."""
+    features, _, _, _, kernel, weights = problem([(2, neighbors)], (3, 2))
+    random = torch.Generator().manual_seed(1)
+    queries, supports = (torch.rand(n, 3, generator=random).to(coordinates) * 0.1 for n in (2, neighbors))
+    everyone = torch.arange(neighbors, dtype=torch.int32).repeat(2)
+    nb = Neighbors(everyone, torch.tensor([0, neighbors, 2 * neighbors]), neighbors)
+    for influence, aggregation in RULES:
+        assert_oracle(
+            device, (features, queries, supports, nb, kernel.to(coordinates), weights), 0.5, influence, aggregation,
+            rtol=1e-5, atol=1e-5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [5, 16, 17, 48, 64, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_number_of_channels(device, channels, dtype):
+    """Channels are summed by the tile: all of them, whatever is left over."""
+    features, queries, supports, nb, kernel, weights = problem([(5, 12)], (channels, 2), 3, dtype)
+    tolerance = 4 * torch.finfo(dtype).eps
+    out = kpconv(*moved(device, features, queries, supports, nb, kernel, weights), 0.3)
+    exact = reference.kpconv(features.double(), queries, supports, nb, kernel, weights.double(), 0.3)
+    torch.testing.assert_close(out.cpu().double(), exact, rtol=tolerance, atol=tolerance * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_sums_in_float32(device, dtype):
     """Only the aggregate and the result are rounded: the error is some units in the last place, for any neighbours."""
@@ -226,8 +253,10 @@ def test_a_batch_equals_its_samples_one_by_one(device):
 
 
 def test_the_same_bits_on_every_run_and_for_any_number_of_threads(device):
-    sizes = [(8, 15)] if _native.on_cuda(torch.empty(0)) else [(300, 400)]  # the emulator is slow and has one thread
-    args = moved(device, *problem(sizes, (8, 8), dtype=torch.float32))
+    # The emulator is slow and has one thread. Elsewhere several chunks.
+    emulated = _native.on_cuda(torch.empty(0)) and device.type == "cpu"
+    sizes, channels = ([(8, 15)], (8, 8)) if emulated else ([(2500, 3000)], (64, 64))
+    args = moved(device, *problem(sizes, channels, dtype=torch.float32))
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 2):

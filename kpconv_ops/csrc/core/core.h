@@ -64,9 +64,9 @@ struct Half {
     return result;
 #else
     uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
-    float value = magnitude >= 0x7c00u ? bit_cast<float>(0x7f800000u | (magnitude << 13))
-                                       : bit_cast<float>(magnitude << 13) * 5.192296858534828e33f;  // times 2^112
-    return bit_cast<float>(bit_cast<uint32_t>(value) | sign);
+    float value = bit_cast<float>(magnitude << 13) * 5.192296858534828e33f;  // times 2^112
+    uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0;                // infinity or NaN
+    return bit_cast<float>(bit_cast<uint32_t>(value) | special | sign);
 #endif
   }
 };

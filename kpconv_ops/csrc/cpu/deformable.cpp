@@ -79,7 +79,7 @@ struct Pairing {
 // The position of the neighbour nearest to a kernel point, the first one in a tie.
 template <class G>
 KP_WIDE_BODY int64_t nearest_neighbor(const Hood<G>& hood, const G* kernel_point) {
-  constexpr int64_t width = lanes<G>;
+  constexpr int64_t width = block<G>;
   using Index = std::conditional_t<sizeof(G) == 4, int32_t, int64_t>;  // a vector of it is as long as one of G
   alignas(64) G squared[width], smallest[width];
   alignas(64) Index position[width] = {};

@@ -23,7 +23,11 @@ struct KernelPoints {
   }
 };
 
-// One query's neighbours. Vectors run over neighbours; the last one is filled up with points at infinity.
+// Neighbours that are worked on together: two vectors, since to gather bits from two takes hardly longer than from one.
+template <class G>
+constexpr int64_t block = 2 * lanes<G>;
+
+// One query's neighbours, in whole blocks: the last one is filled up with points at infinity.
 template <class G>
 struct Hood {
   int64_t count = 0, size = 0, words = 0;  // neighbours, with those that fill up, and their number in 64s
@@ -35,7 +39,7 @@ struct Hood {
 
   KP_WIDE_BODY void gather(const G* query, const G* supports, const int32_t* first, const int32_t* last) {
     count = last - first;
-    size = whole_vectors<G>(count);
+    size = (count + block<G> - 1) / block<G> * block<G>;
     words = (count + 63) / 64;
     if (static_cast<int64_t>(x.size()) < size)
       for (auto* each : {&x, &y, &z}) each->resize(size);
@@ -59,13 +63,13 @@ struct Hood {
   }
 };
 
-// A vector's worth of squared distances to kernel point k, whose coordinates are `step` apart: equal for all lanes (step
-// 1), or an own one for each (step = lanes).
+// A block of squared distances to kernel point k, whose coordinates are `step` apart: equal for all lanes (step
+// 1), or an own one for each (step = block).
 template <class G, bool own>
 KP_WIDE_BODY void squared_distances(const G* x, const G* y, const G* z, const G* k, G* squared) {
-  constexpr int64_t step = own ? lanes<G> : 1;
+  constexpr int64_t step = own ? block<G> : 1;
 #pragma omp simd
-  for (int64_t l = 0; l < lanes<G>; l++) {
+  for (int64_t l = 0; l < block<G>; l++) {
     const int64_t lane = own ? l : 0;
     squared[l] = squared_distance(x[l], y[l], z[l], k[lane], k[step + lane], k[2 * step + lane]);
   }
@@ -87,22 +91,22 @@ KP_WIDE_BODY G exp_of_negative(G x) {
   return sum * bit_cast<G>((bit_cast<Bits>(shifted) << mantissa) + bit_cast<Bits>(G(1)));
 }
 
-// InfluenceRule::strength of a vector's worth of squared distances.
+// InfluenceRule::strength of a block of squared distances.
 template <class G>
 KP_WIDE_BODY void strengths(const InfluenceRule<G>& rule, const G* squared, G* __restrict strength) {
   const G inverse_extent = rule.inverse_extent, inverse_two_sigma2 = rule.inverse_two_sigma2;
   switch (rule.kind) {
     case Influence::linear:
 #pragma omp simd
-      for (int64_t l = 0; l < lanes<G>; l++) {
+      for (int64_t l = 0; l < block<G>; l++) {
         const G h = 1 - std::sqrt(squared[l]) * inverse_extent;
         strength[l] = h < 0 ? 0 : h;
       }
       break;
-    case Influence::constant: std::fill(strength, strength + lanes<G>, G(1)); break;
+    case Influence::constant: std::fill(strength, strength + block<G>, G(1)); break;
     default:
 #pragma omp simd
-      for (int64_t l = 0; l < lanes<G>; l++) strength[l] = exp_of_negative(squared[l] * inverse_two_sigma2);
+      for (int64_t l = 0; l < block<G>; l++) strength[l] = exp_of_negative(squared[l] * inverse_two_sigma2);
   }
 }
 
@@ -110,7 +114,7 @@ KP_WIDE_BODY void strengths(const InfluenceRule<G>& rule, const G* squared, G* _
 template <bool own, class G>
 KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, const int32_t* first,
                               const InfluenceRule<G>& rule) {
-  constexpr int64_t width = lanes<G>, step = own ? width : 1;
+  constexpr int64_t width = block<G>, step = own ? width : 1;
   using Bits = std::conditional_t<sizeof(G) == 4, uint32_t, uint64_t>;  // a vector of it is as long as one of G
   alignas(64) G own_points[own ? 3 * max_kernel_points * width : 1], own_modulations[own ? max_kernel_points * width : 1];
   if (static_cast<int64_t>(hood.strength.size()) < kernel.count * hood.size) hood.strength.resize(kernel.count * hood.size);
@@ -155,7 +159,7 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
         for (int64_t l = 0; l < width; l++) chosen |= nearest[l] == Bits(p) ? Bits(1) << l : 0;
         reached &= chosen;
       }
-      reached &= (Bits(1) << valid) - 1;
+      reached &= (Bits(2) << (valid - 1)) - 1;
       hood.acting[p * hood.words + start / 64] |= static_cast<uint64_t>(reached) << start % 64;
 
       G* strength = hood.strength.data() + p * hood.size + start;
