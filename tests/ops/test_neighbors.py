@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from kpconv_ops import grid_subsample, nearest, radius_search, reference
+from kpconv_ops import Neighbors, grid_subsample, nearest, radius_search, reference
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -84,6 +84,16 @@ def test_duplicates_come_in_the_order_of_their_rows(device, dtype):
     assert_radius(device, supports, offsets, supports, offsets, 0.4)
     assert_radius(device, supports, offsets, supports, offsets, 0.4, max_neighbors=11)
     assert_nearest(device, supports, offsets, supports, offsets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("max_neighbors", [None, 1, 10, 224, 225, 400])
+def test_crowds(device, dtype, max_neighbors):
+    """More hits than are sorted in shared memory, or ranked on the CPU, are sorted all the same; many at one place."""
+    supports, support_offsets = packed([650, 30], dtype)
+    supports[100:180] = supports[100]
+    queries, query_offsets = packed([4, 2], dtype, 1)
+    assert_radius(device, queries, query_offsets, supports, support_offsets, 2.0, max_neighbors)
 
 
 @pytest.mark.parametrize("shape", [(1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (100.0, 1.0, 0.01)])
@@ -202,6 +212,30 @@ def test_transposed_holds_the_same_pairs(device, sizes):
     assert found.transposed is swapped
 
 
+def test_transposing_many_pairs_of_one_support(device):
+    """Queries ascend where a support has more of them than shared memory takes, and where a query names it twice."""
+    indices = torch.arange(900, dtype=torch.int32) % 3
+    indices[:6] = torch.tensor([0, 0, 1, 0, 0, 2])
+    found = Neighbors(*on(device, indices, torch.tensor([0, 6, 6, *range(7, 901)])), 5)
+    swapped, owners = found.transposed, torch.arange(896).repeat_interleave(found.splits.diff().cpu())
+    assert swapped.splits.diff().tolist() == torch.bincount(indices, minlength=5).tolist()
+    expected = [owners[indices == support] for support in range(5)]
+    assert torch.equal(swapped.indices.cpu().long(), torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    ("indices", "splits", "message"),
+    [
+        ([0, 3], [0, 2], r"indices must be in \[0, 3\)"),
+        ([0, -1], [0, 2], "indices must be in"),
+        ([0], [0, 2], "splits"),
+    ],
+)
+def test_transposing_neighbours_that_do_not_exist_is_an_error(indices, splits, message):
+    with pytest.raises(RuntimeError, match=message):
+        _ = Neighbors(torch.tensor(indices, dtype=torch.int32), torch.tensor(splits), 3).transposed
+
+
 def test_operators_are_registered_properly():
     batch = *packed([10, 0, 5], torch.float32, 1), *packed([20, 3, 9], torch.float32, 2)
     torch.library.opcheck(torch.ops.kpconv_ops.radius_search, (*batch, 0.3, None))
@@ -234,16 +268,18 @@ def test_coordinates_get_no_gradient():
 
 
 def test_the_number_of_threads_changes_nothing():
-    points, offsets = packed([5000], torch.float32)
+    points, offsets = packed([20000], torch.float32)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append(radius_search(points, offsets, points, offsets, 0.1))
+            found = radius_search(points, offsets, points, offsets, 0.1)
+            results.append((found, found.transposed, nearest(points + 0.01, offsets, points, offsets)[0]))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0].indices, results[1].indices)
-    assert torch.equal(results[0].splits, results[1].splits)
+    for one, other in zip(results[0][:2], results[1][:2], strict=True):
+        assert torch.equal(one.indices, other.indices) and torch.equal(one.splits, other.splits)
+    assert torch.equal(results[0][2], results[1][2])
 
 
 QUERIES, QUERY_OFFSETS = packed([4, 6], torch.float32, 1)

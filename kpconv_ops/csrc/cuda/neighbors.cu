@@ -103,7 +103,7 @@ __device__ int64_t push_smallest(V* heap, int64_t size, int64_t kept, const V* v
 // A warp a query. It collects hits in shared memory. When that is full, it drops all but those to keep; or, when these
 // are too many for it, one lane moves them to a heap in global memory (`spilled`), which is slow and rare.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 8)
     radius_fill_kernel(Search<T> search, T limit, const int64_t* splits, Hit<T>* spilled, int32_t* indices) {
   KP_SHARED(Rows, rows, kWarps);
   KP_SHARED(Hit<T>, shared_hits, kWarps * kBuffer);
