@@ -3,7 +3,7 @@
 //   g++ -std=c++17 -DKP_EMULATED -include cuda_on_cpu.h -I . -fPIC -shared -x c++ cuda/*.cu -o libkpconv_cuda.so
 //
 // Every CUDA thread of a block is a fiber on the one calling thread. Barriers, warp shuffles, votes and matrix products
-// give way to the other fibers until all live threads of the block (or warp) have arrived. Fibers run in a shuffled order
+// give way to the other fibers until all live threads of the block (or warp) have arrived. Fibers run in shuffled order
 // and shared memory is filled with NaNs before every block, so that a missing barrier or initialisation shows. Launch
 // limits are checked; a barrier that not every thread reaches aborts. Not modelled: speed, and races between blocks.
 #pragma once
@@ -191,8 +191,8 @@ auto exchange(const T& value) {
 
 inline unsigned lane() { return running->rank % kWarp; }
 
-// mma.sync.m16n8k16 (per_word = 2 elements in a register) and m16n8k8 (1): sums += left x right. element(word, i) is the
-// i-th element of a register.
+// mma.sync.m16n8k16 (per_word = 2 elements in a register) and m16n8k8 (1): sums += left x right. element(word, i) is
+// the i-th element of a register.
 template <int per_word, class Element>
 void mma(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2], Element element) {
   struct Fragments {
@@ -258,6 +258,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (unsigned i = 0; i < 4; i++) result |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return result;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // One fiber runs at a time, so plain operations are atomic.

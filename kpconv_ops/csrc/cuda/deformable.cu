@@ -19,9 +19,9 @@ __device__ void load_slice(bool exists, const F* row, int channel, int channels,
   }
 }
 
-// A warp a query and 16 of its kernel points (blockIdx.z). How much an influence matters is the product of two rows, the
-// gradient of the aggregate at the kernel point and the features of the neighbour: again a matrix product. Each lane adds
-// up the gradients of its kernel points over its neighbours; four lanes share a kernel point.
+// A warp a query and 16 of its kernel points (blockIdx.z). How much an influence matters is the product of two rows,
+// the gradient of the aggregate at the kernel point and the features of the neighbour: again a matrix product. Each
+// lane adds up the gradients of its kernel points over its neighbours; four lanes share a kernel point.
 template <int V, class G, class F>
 __global__ void __launch_bounds__(warps * warp_size, resident<F>)
     deform_backward_kernel(Neighborhoods<G, Accumulator<F>> a, const F* features, int channels,
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int64_t row = batch.neighbors[step + 8 * half + group].row;
-          load_slice<V>(first_point + lane_point(half) < a.num_kernel_points, grads + 8 * half * static_cast<int64_t>(channels), channel,
-                        channels, left[half]);
+          load_slice<V>(first_point + lane_point(half) < a.num_kernel_points,
+                        grads + 8 * half * static_cast<int64_t>(channels), channel, channels, left[half]);
           load_slice<V>(row >= 0, features + row * channels, channel, channels, right[half]);
         }
 #pragma unroll
@@ -122,8 +122,8 @@ void deform_backward(const Neighborhoods<G, Accumulator<F>>& a, const F* feature
                      const F* grad_aggregate, G* grad_points, G* grad_modulations, void* stream) {
   const dim3 grid(blocks(a.num_queries, warps), 1, blocks(a.num_kernel_points, tile_points));
   with_width<F>(in_vectors<F>(channels, features, grad_aggregate), [&](auto width) {
-    KP_LAUNCH((deform_backward_kernel<decltype(width)::value, G, F>), grid, dim3(warp_size, warps), 0, stream, a, features,
-              channels, grad_aggregate, grad_points, grad_modulations);
+    KP_LAUNCH((deform_backward_kernel<decltype(width)::value, G, F>), grid, dim3(warp_size, warps), 0, stream, a,
+              features, channels, grad_aggregate, grad_points, grad_modulations);
   });
 }
 

@@ -2,8 +2,8 @@
 #include "cuda/tensor.h"
 
 // The aggregate of a query is a small matrix product: influences [kernel points, neighbours] x features [neighbours,
-// channels]. Most influences are zero, but the tensor cores take 16 x 16 of them with 8 channels in one instruction, which
-// costs less than finding out which are not.
+// channels]. Most influences are zero, but the tensor cores take 16 x 16 of them with 8 channels in one instruction,
+// which costs less than finding out which are not.
 namespace kp {
 
 // The channel of a tile that column n of a product starts at, for vectors of V channels: lanes that store next to each
@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
   }
 
   const int out_channel = first_channel + first_channel_of(2 * quarter, V);
-  F* out = aggregate + (static_cast<int64_t>(query) * a.num_kernel_points + first_point + group) * channels + out_channel;
+  const int64_t out_row = static_cast<int64_t>(query) * a.num_kernel_points + first_point + group;
+  F* out = aggregate + out_row * channels + out_channel;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     if (first_point + lane_point(r) >= a.num_kernel_points) return;
@@ -148,8 +149,7 @@ KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_qu
                                         indices,
                                         splits,
                                         kp::InfluenceRule<R>(influence, closest, extent)};
-        kp::aggregate(a, static_cast<const F*>(features), kp::narrow(channels), static_cast<F*>(aggregate),
-                      stream);
+        kp::aggregate(a, static_cast<const F*>(features), kp::narrow(channels), static_cast<F*>(aggregate), stream);
       });
     });
   });

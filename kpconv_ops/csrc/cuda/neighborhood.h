@@ -1,8 +1,8 @@
 // What the convolution kernels share: the neighbours of a query, and how strongly kernel points act on them.
 //
-// A warp has one query and works on 16 kernel points x 16 neighbours at a time. Lane 4 g + j takes the kernel points g and
-// g + 8 and the neighbours 2 j, 2 j + 1, 2 j + 8 and 2 j + 9: its share of the matrices in tensor.h, so that influences
-// are computed where they are used and never leave the registers.
+// A warp has one query and works on 16 kernel points x 16 neighbours at a time. Lane 4 g + j takes the kernel points g
+// and g + 8 and the neighbours 2 j, 2 j + 1, 2 j + 8 and 2 j + 9: its share of the matrices in tensor.h, so that
+// influences are computed where they are used and never leave the registers.
 #pragma once
 #include "core/influence.h"
 #include "cuda/cuda.h"
@@ -14,8 +14,8 @@ constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int warps = 4;        // in a block; neighbouring queries share it, and its cache
 constexpr int tile_points = 16;  // kernel points, and neighbours, that a warp works on at a time
 
-// Blocks that a multiprocessor takes at least. Registers are what limits them: 16 warps of up to 128, enough to hide the
-// chain of loads splits -> indices -> supports -> features of a query behind the work on others.
+// Blocks that a multiprocessor takes at least. Registers are what limits them: 16 warps of up to 128, enough to hide
+// the chain of loads splits -> indices -> supports -> features of a query behind the work on others.
 template <class F>
 constexpr int resident = sizeof(F) == 8 ? 2 : 4;
 
@@ -118,8 +118,8 @@ __device__ R squared_distance(const Neighbor<R>& n, const KernelPoint<R>& k) {
   return squared_distance(n.x, n.y, n.z, k.x, k.y, k.z);
 }
 
-// The influences of a lane's kernel points on its neighbours, in registers. They need no check for pairs beyond reach: these
-// are too far for the formula. Nor for neighbours and kernel points that do not exist: what becomes of them is not used.
+// The influences of a lane's kernel points on its neighbours. They need no check for pairs beyond reach: these are too
+// far for the formula. Nor for neighbours and kernel points that do not exist: what becomes of them is not used.
 template <Influence kind, class R>
 __device__ void apply_rule(InfluenceRule<R> rule, const R (&squared)[2][4], R (&strength)[2][4]) {
   rule.kind = kind;  // known to the compiler: a loop without branches

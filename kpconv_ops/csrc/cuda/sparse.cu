@@ -54,8 +54,8 @@ KP_OP(kp_find_keys)(const int64_t* keys, int64_t num_keys, const int64_t* querie
   return kp::guarded(device, [&] {
     const int64_t elements = num_shifts * num_queries;
     if (elements)
-      KP_LAUNCH(kp::find_keys_kernel, kp::blocks(elements, kp::threads), kp::threads, 0, stream, keys, num_keys, queries,
-                num_queries, shifts, num_shifts, hits);
+      KP_LAUNCH(kp::find_keys_kernel, kp::blocks(elements, kp::threads), kp::threads, 0, stream, keys, num_keys,
+                queries, num_queries, shifts, num_shifts, hits);
   });
 }
 

@@ -8,16 +8,25 @@
 //
 // Nothing is lost to narrow factors: a float32 is split into a high and a low part that the tensor cores take exactly;
 // only the product of two low parts, 2^-22 of the whole, is left out. Sums are float32, or float64 for float64.
+// A factor that is not finite makes NaNs even of zeros.
 #pragma once
 #include "core/accumulator.h"
 #include "cuda/cuda.h"
 
 namespace kp {
 
-// Two 16-bit numbers in a register.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "kpconv_ops needs GPUs of compute capability 8.0 or later (TORCH_CUDA_ARCH_LIST asks for an older one)"
+#endif
+
+// Two 16-bit numbers in a register, and one of them back.
 template <class F>
 __device__ uint32_t pack(F low, F high) {
   return low.bits | static_cast<uint32_t>(high.bits) << 16;
+}
+template <class F>
+__device__ float unpack(uint32_t both, int half) {
+  return static_cast<float>(bit_cast<F>(static_cast<uint16_t>(both >> 16 * half)));
 }
 template <class F>
 __device__ uint32_t round_and_pack(float low, float high) {
@@ -33,23 +42,16 @@ __device__ uint32_t round_and_pack(float low, float high) {
 // Column v of four vectors of 16-bit numbers, in two registers.
 template <int V, class F>
 __device__ void pack_column(const Vector<F, V> (&rows)[4], int v, uint32_t (&column)[2]) {
-#ifdef __CUDA_ARCH__
-  if constexpr (V > 1) {  // words hold two columns; the compiler finds these permutations only when told
+  if constexpr (V == 1) {
+    column[0] = pack(rows[0].at[0], rows[1].at[0]);
+    column[1] = pack(rows[2].at[0], rows[3].at[0]);
+  } else {  // words hold two columns; the compiler finds these permutations only when told
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) words[i] = bit_cast<Vector<uint32_t, V / 2>>(rows[i]).at[v / 2];
     column[0] = __byte_perm(words[0], words[1], v % 2 ? 0x7632 : 0x5410);
     column[1] = __byte_perm(words[2], words[3], v % 2 ? 0x7632 : 0x5410);
-    return;
   }
-#endif
-  column[0] = pack(rows[0].at[v], rows[1].at[v]);
-  column[1] = pack(rows[2].at[v], rows[3].at[v]);
-}
-// One of them.
-template <class F>
-__device__ float unpack(uint32_t both, int half) {
-  return static_cast<float>(bit_cast<F>(static_cast<uint16_t>(both >> 16 * half)));
 }
 
 #ifdef KP_EMULATED
@@ -162,26 +164,16 @@ struct Left<double> {
   }
 };
 
-template <class R>
-__device__ void multiply_add_wide(R (&sums)[4], const Vector<R, 4>& upper, const Vector<R, 4>& lower,
-                                  const Vector<R, 4>& column) {
-  R rows[2][4];
-  Vector<R, 1> right[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    rows[0][i] = upper.at[i];
-    rows[1][i] = lower.at[i];
-    right[i].at[0] = column.at[i];
+#define KP_MULTIPLY_ADD(R)                                                                                     \
+  __device__ inline void multiply_add(R(&sums)[4], const Vector<R, 4>& upper, const Vector<R, 4>& lower,       \
+                                      const Vector<R, 4>& column) {                                            \
+    const R rows[2][4] = {{upper.at[0], upper.at[1], upper.at[2], upper.at[3]},                                \
+                          {lower.at[0], lower.at[1], lower.at[2], lower.at[3]}};                               \
+    const Vector<R, 1> right[4] = {{column.at[0]}, {column.at[1]}, {column.at[2]}, {column.at[3]}};            \
+    Left<R>(rows).multiply_add(sums, right, 0);                                                                \
   }
-  Left<R>(rows).multiply_add(sums, right, 0);
-}
-__device__ inline void multiply_add(float (&sums)[4], const Vector<float, 4>& upper, const Vector<float, 4>& lower,
-                                    const Vector<float, 4>& column) {
-  multiply_add_wide(sums, upper, lower, column);
-}
-__device__ inline void multiply_add(double (&sums)[4], const Vector<double, 4>& upper, const Vector<double, 4>& lower,
-                                    const Vector<double, 4>& column) {
-  multiply_add_wide(sums, upper, lower, column);
-}
+KP_MULTIPLY_ADD(float)
+KP_MULTIPLY_ADD(double)
+#undef KP_MULTIPLY_ADD
 
 }  // namespace kp
