@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers", action="store_true", help="measure other installed libraries too")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/SUITE-DEVICE.json)")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each implementation (default: 7)")
+    parser.add_argument("--repeats", type=int, default=6, help="measurements of each implementation (default: 6)")
     parser.add_argument("--points", type=int, default=1_000_000, help="raw points of the room (default: 1,000,000)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows; writes JSON only with --out")
     options = parser.parse_args(arguments)

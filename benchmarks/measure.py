@@ -14,32 +14,32 @@ import torch
 
 Call = Callable[[], object]
 
-BUDGET = 8.0  # seconds after which a call is not repeated any more, once it was measured three times
-LEAST = 3
-_WARM_UP = {"cpu": 1, "cuda": 3}
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+ROUNDS = 2
+BUDGET = 4.0  # seconds that a call is repeated for in a round, once it was measured twice
+LEAST = 2
 
 
 def seconds(calls: dict[str, Call], repeats: int, device: str) -> dict[str, list[float]]:
-    """Duration of every call, measured in turns so that a slow moment of the machine hits all of them.
+    """Durations of every call, measured in turns, two rounds, so that a slow moment of the machine does not hit one.
 
-    CUDA calls are timed with events on the current stream, so the time is that of the device, launches included when
-    they are what the device waits for.
+    A turn begins with a call that is not counted: it takes caches and memory back from the others. CUDA calls are timed
+    with events on the current stream, so the time is that of the device, launches included where it waits for them.
     """
-    for call in calls.values():
-        for _ in range(_WARM_UP[device] - 1):  # its first call was made when its result was checked
-            call()
+    measure = _cuda_seconds if device == "cuda" else _cpu_seconds
     durations = {name: [] for name in calls}
-    for _ in range(repeats):
+    for turn in range(ROUNDS):
         for name, call in calls.items():
-            done = durations[name]
-            if len(done) < LEAST or sum(done) < BUDGET:
-                done.append(_cuda_seconds(call) if device == "cuda" else _cpu_seconds(call))
+            call()
+            done = []
+            while len(done) < share(repeats, turn) and (len(done) < LEAST or sum(done) < BUDGET):
+                done.append(measure(call))
+            durations[name] += done
     return durations
+
+
+def share(repeats: int, turn: int) -> int:
+    """How many of the repeats a round takes."""
+    return (repeats + ROUNDS - 1 - turn) // ROUNDS
 
 
 def _cpu_seconds(call: Call) -> float:
@@ -132,8 +132,6 @@ def _copy_bandwidth(device: str) -> float:
 
 
 def _best(calls: dict[str, Call], device: str) -> float:
-    for call in calls.values():
-        call()
     return min(min(durations) for durations in seconds(calls, 8, device).values())
 
 

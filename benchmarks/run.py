@@ -32,7 +32,7 @@ def run(
         suite: one of `suites.NAMES`.
         device: "cpu" or "cuda".
         points: raw points of the room.
-        repeats: measurements of each implementation; slow ones are measured fewer times, but at least three.
+        repeats: measurements of each implementation; slow ones are measured fewer times, but at least four.
         with_peers: whether other libraries are measured too.
         only: names of the rows to measure, None for all.
         show: called with the report of every row as soon as it is measured.

@@ -51,7 +51,7 @@ def moved_bytes(pyramid) -> int:
     for level in pyramid.levels:
         hoods = [level.neighbors] + ([level.pools] if level.pools else [])
         total += level.points.nbytes + sum(nb.indices.nbytes + nb.splits.nbytes for nb in hoods)
-        total += 0 if level.upsamples is None else level.upsamples.nbytes
+        total += 0 if level.upsamples is None else level.upsamples.rows.nbytes
     return total
 
 
