@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kpconv_ops import Pyramid, pyramid, upsample
+from kpconv_ops import Pyramid, pyramid
 
 from ..ragged import Ragged
 from .base import TapBackbone, TapInfo, check_channels, check_coordinates
-from .kpfcnn_blocks import DeformableKPConv, Deformation, ResidualBlock, SimpleBlock, Stencil, Unary, leaky_relu
+from .kpfcnn_blocks import DeformableKPConv, Deformation, Fusion, ResidualBlock, SimpleBlock, Stencil, leaky_relu
 from .kpfcnn_config import KPFCNNConfig
 
 
@@ -74,7 +74,7 @@ class KPFCNN(TapBackbone):
             self.encoder.append(EncoderLevel(entry, inner))
 
         # Stage s fuses level s + 1, counted from the coarsest, with the skip of the next finer one.
-        self.decoder = nn.ModuleList(Unary(3 * width, width, config) for width in reversed(widths[:-1]))
+        self.decoder = nn.ModuleList(Fusion(2 * width, width, width, config) for width in reversed(widths[:-1]))
         self.head = nn.Sequential(
             nn.Linear(widths[0], widths[0]), nn.LeakyReLU(0.1, inplace=True), nn.Linear(widths[0], num_classes)
         )
@@ -118,6 +118,6 @@ class KPFCNN(TapBackbone):
     def _upsample(self, x: Tensor, state: State, levels: range) -> Tensor:
         """Carry features one level finer after the other, to the last of `levels`."""
         for level in levels:
-            fused = torch.cat([upsample(x, state.geometry.levels[level].upsamples), state.skips[level]], dim=1)
-            x = leaky_relu(self.decoder[len(self.decoder) - 1 - level](fused))
+            fusion, rows = self.decoder[len(self.decoder) - 1 - level], state.geometry.levels[level].upsamples
+            x = leaky_relu(fusion(x, rows, state.skips[level]))
         return x
