@@ -39,6 +39,8 @@ def architectures() -> list[str]:
         number = re.fullmatch(r"(\d+)\.(\d+a?)(\+PTX)?", arch)
         if not number:
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {wanted!r}")
+        if int(number[1]) < 8:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must list 8.0 or later (bfloat16, TF32), got {wanted!r}")
         virtual = f"{number[1]}{number[2]}"
         flags += ["-gencode", f"arch=compute_{virtual},code=sm_{virtual}"]
         if number[3]:
@@ -47,12 +49,13 @@ def architectures() -> list[str]:
 
 
 def local_gpus() -> str:
+    """The compute capabilities of this machine's GPUs that the kernels can be compiled for."""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    return ";".join(sorted(set(re.findall(r"\d+\.\d+", found))))
+    return ";".join(sorted({c for c in re.findall(r"\d+\.\d+", found) if float(c) >= 8}))
 
 
 def run(command: list[str]) -> None:

@@ -89,6 +89,7 @@ def test_a_compiler_that_fails_fails_the_build(source, tmp_path):
     [
         ({"KPCONV_OPS_CUDA": "maybe"}, "KPCONV_OPS_CUDA must be auto, 1 or 0, got 'maybe'"),
         ({"TORCH_CUDA_ARCH_LIST": "hopper"}, "TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got 'hopper'"),
+        ({"TORCH_CUDA_ARCH_LIST": "7.5"}, "TORCH_CUDA_ARCH_LIST must list 8.0 or later (bfloat16, TF32), got '7.5'"),
     ],
 )
 def test_wrong_settings_are_named(source, tmp_path, environment, message):
