@@ -1,6 +1,7 @@
 """KPFCNN on a ball: a forward pass and a training step, on our operators and on the textbook's.
 
-Both networks have the same weights, see the same neighbours and differ in nothing but the operators. The pyramid is
+Both networks have the same weights, see the same neighbours and differ in nothing but the operators and the published
+order of upsampling and multiplying. The pyramid is
 made beforehand, for the pyramid suite measures that; the neighbours of each level are cut to the number that nine in
 ten points stay below, as KPConv calibrates it, since a padded matrix is as wide as its fullest row.
 """
@@ -110,7 +111,13 @@ def textbook_operators():
             for name in ("kpconv", "deformable_kpconv", "max_pool", "upsample"):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, getattr(textbook, name)))
+        stack.enter_context(mock.patch.object(kpfcnn_blocks.Fusion, "forward", published_fusion))
         yield
+
+
+def published_fusion(fusion: kpfcnn_blocks.Fusion, coarse, rows, skip):
+    """Upsampling, concatenation, unary layer, one after the other as in KPConv."""
+    return fusion.norm(fusion.linear(torch.cat([textbook.upsample(coarse, rows), skip], dim=1)))
 
 
 def converted(geometry: Pyramid, neighbors, upsampling=replace) -> Pyramid:
@@ -142,11 +149,17 @@ def layer_work(network: nn.Module, batch: Ragged, geometry: Pyramid) -> tuple[fl
 
     def note(module, inputs, output):
         nonlocal flops, moved
-        weight = module.weight if isinstance(module, nn.Linear) else module.weights
-        flops += 2 * len(output) * weight.numel()
-        moved += inputs[0].nbytes + output.nbytes + weight.nbytes
+        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+        if isinstance(module, kpfcnn_blocks.Fusion):
+            weight = module.linear.weight
+            flops += sum(2 * each.numel() * len(weight) for each in tensors)
+        else:
+            weight = module.weight if isinstance(module, nn.Linear) else module.weights
+            flops += 2 * len(output) * weight.numel()
+        moved += sum(each.nbytes for each in (*tensors, weight, output))
 
-    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, kpfcnn_blocks.KPConv))]
+    kinds = (nn.Linear, kpfcnn_blocks.KPConv, kpfcnn_blocks.Fusion)  # a fusion does not call its linear layer
+    layers = [module for module in network.modules() if isinstance(module, kinds)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     network.eval()
     with torch.no_grad():
