@@ -85,7 +85,8 @@ KP_WIDE_BODY int64_t nearest_neighbor(const Hood<G>& hood, const G* kernel_point
   alignas(64) Index position[width] = {};
   std::fill(smallest, smallest + width, static_cast<G>(INFINITY));
   for (int64_t start = 0; start < hood.size; start += width) {
-    squared_distances<G, false>(hood.x.data() + start, hood.y.data() + start, hood.z.data() + start, kernel_point, squared);
+    const G *x = hood.x.data() + start, *y = hood.y.data() + start, *z = hood.z.data() + start;
+    squared_distances<G, false>(x, y, z, kernel_point, squared);
 #pragma omp simd
     for (int64_t l = 0; l < width; l++) {
       position[l] = squared[l] < smallest[l] ? static_cast<Index>(start + l) : position[l];
@@ -169,8 +170,9 @@ KP_OP(kp_kernel_point_neighbors)(int geometry, const void* queries, int64_t num_
     const kp::Neighborhoods neighborhoods(indices, num_indices, splits, num_supports);
     kp::with_coordinates(geometry, [&](auto coordinate) {
       using G = decltype(coordinate);
-      const kp::Pairing<G> a{static_cast<const G*>(queries), static_cast<const G*>(supports),
-                             kp::own_kernel_points<G>(kernel_points, nullptr, num_kernel_points), neighborhoods, nearest};
+      const auto kernel = kp::own_kernel_points<G>(kernel_points, nullptr, num_kernel_points);
+      const kp::Pairing<G> a{static_cast<const G*>(queries), static_cast<const G*>(supports), kernel, neighborhoods,
+                             nearest};
       kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) { kp::pair(a, begin, end); });
     });
     neighborhoods.check();

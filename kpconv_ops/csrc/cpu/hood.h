@@ -116,8 +116,10 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
                               const InfluenceRule<G>& rule) {
   constexpr int64_t width = block<G>, step = own ? width : 1;
   using Bits = std::conditional_t<sizeof(G) == 4, uint32_t, uint64_t>;  // a vector of it is as long as one of G
-  alignas(64) G own_points[own ? 3 * max_kernel_points * width : 1], own_modulations[own ? max_kernel_points * width : 1];
-  if (static_cast<int64_t>(hood.strength.size()) < kernel.count * hood.size) hood.strength.resize(kernel.count * hood.size);
+  constexpr int64_t own_size = own ? max_kernel_points * width : 1;
+  alignas(64) G own_points[3 * own_size], own_modulations[own_size];
+  const int64_t pairs = kernel.count * hood.size;
+  if (static_cast<int64_t>(hood.strength.size()) < pairs) hood.strength.resize(pairs);
   hood.acting.assign(kernel.count * hood.words, 0);
 
   for (int64_t start = 0; start < hood.size; start += width) {
@@ -152,8 +154,8 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
       squared_distances<G, own>(x, y, z, points + 3 * p * step, squared);
       Bits reached = 0, chosen = 0;
       const G reach = rule.squared_reach;
-#pragma omp simd reduction(| : reached)
-      for (int64_t l = 0; l < width; l++) reached |= squared[l] >= reach ? 0 : Bits(1) << l;  // as InfluenceRule::reaches
+#pragma omp simd reduction(| : reached)  // as InfluenceRule::reaches
+      for (int64_t l = 0; l < width; l++) reached |= squared[l] >= reach ? 0 : Bits(1) << l;
       if (rule.closest) {
 #pragma omp simd reduction(| : chosen)
         for (int64_t l = 0; l < width; l++) chosen |= nearest[l] == Bits(p) ? Bits(1) << l : 0;
