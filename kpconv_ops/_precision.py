@@ -24,3 +24,19 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def add_products(totals: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left.T @ right` to the sum over `totals [parts, *, *]`: each gets a part of the rows.
+
+    Rows that one thread wrote are so multiplied by one thread. A single product is divided by columns instead, and
+    where the cores share no cache every row then travels from one to the other, and back when it is written again.
+    """
+    rows = len(left) // len(totals) * len(totals)
+    parts = left[:rows].unflatten(0, (len(totals), -1)).mT, right[:rows].unflatten(0, (len(totals), -1))
+    if totals.dtype == left.dtype:
+        totals.baddbmm_(*parts)
+    else:
+        totals += torch.bmm(*parts)
+    if rows < len(left):
+        add_product(totals[0], left[rows:].t(), right[rows:])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_positive, check_tensor
-from ._precision import accumulator, add_product, autocast
+from ._precision import accumulator, add_products, autocast
 from .neighbors import Neighbors
 
 INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
@@ -19,6 +19,7 @@ OF_ALL, OF_QUERIES, OF_SUPPORTS = 0, 1, 2  # points_of in csrc/api.h: whose kern
 # would wait for all threads more often, which costs much when other programs use the cores.
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 _MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
+_PARTS = 8  # that weight gradients are summed in on the CPU, see add_products
 
 
 def kpconv(
@@ -130,7 +131,8 @@ torch.library.define(
 def chunks(num_rows: int, width: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of rows, and for each an uninitialised `[rows, width]`: the chunks share one buffer."""
     budget = _CHUNK_BYTES["cuda" if _native.on_cuda(like) else "cpu"]
-    chunk = min(max(budget // max(width * like.element_size(), 1), _MIN_CHUNK_ROWS), num_rows)
+    fitting = budget // max(width * like.element_size(), 1) // _PARTS * _PARTS
+    chunk = min(max(fitting, _MIN_CHUNK_ROWS), num_rows)
     buffer = like.new_empty(chunk, width)
     for start in range(0, num_rows, max(chunk, 1)):
         stop = min(start + chunk, num_rows)
@@ -208,27 +210,33 @@ def feature_and_weight_gradients(
     """The gradients of `convolve`, empty tensors where they are not needed."""
     rule, deformable = (extent, influence, aggregation), kernel_points.dim() == 3
     num_points, in_channels, out_channels = weights.shape
-    sums = {"dtype": accumulator(features.dtype)}
     if not (need_features or need_weights):
         return features.new_empty(0), features.new_empty(0)
     if not need_features:
-        grad_weights = features.new_zeros(num_points * in_channels, out_channels, **sums)
+        sums = _weight_sums(features, num_points * in_channels, out_channels)
         geometry = queries, supports, kernel_points, OF_QUERIES if deformable else OF_ALL, indices, splits
         for rows, aggregate in _aggregates(features, modulations, *geometry, *rule):
-            add_product(grad_weights, aggregate.t(), grad[rows])
-        return features.new_empty(0), grad_weights.view_as(weights).to(weights.dtype)
+            add_products(sums, aggregate, grad[rows])
+        return features.new_empty(0), sums.sum(0).view_as(weights).to(weights.dtype)
     # The same aggregate with the roles swapped: a support gathers the gradients of the queries that see it. Looking
     # from the support to the query turns the kernel points round. It serves both gradients.
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
-    grad_weights = features.new_zeros(in_channels, num_points * out_channels, **sums)
+    sums = _weight_sums(features, in_channels, num_points * out_channels)
     matrix = weights.transpose(1, 2).flatten(0, 1)
     geometry = supports, queries, -kernel_points, OF_SUPPORTS if deformable else OF_ALL, seen_by_indices, seen_by_splits
     for rows, aggregate in _aggregates(grad, modulations, *geometry, *rule):
         torch.mm(aggregate, matrix, out=grad_features[rows])
         if need_weights:
-            add_product(grad_weights, features[rows].t(), aggregate)
-    grad_weights = grad_weights.view(in_channels, num_points, out_channels).transpose(0, 1)
+            add_products(sums, features[rows], aggregate)
+    grad_weights = sums.sum(0).view(in_channels, num_points, out_channels).transpose(0, 1)
     return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
+
+
+def _weight_sums(features: Tensor, height: int, width: int) -> Tensor:
+    """Zeros `[parts, height, width]` for `add_products`: on the CPU as many parts as a chunk has room for."""
+    dtype = accumulator(features.dtype)
+    fitting = 1 if _native.on_cuda(features) else _CHUNK_BYTES["cpu"] // max(height * width * dtype.itemsize, 1)
+    return features.new_zeros(min(max(fitting, 1), _PARTS), height, width, dtype=dtype)
 
 
 @torch.library.impl("kpconv_ops::kpconv", ("cpu", "cuda"))
