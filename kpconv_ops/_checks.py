@@ -1,6 +1,8 @@
 """Argument checks that the operators share. Each error names the argument, what it was and what was expected."""
 
 import math
+import numbers
+import operator
 
 import torch
 from torch import Tensor
@@ -10,13 +12,15 @@ FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple, like: Tensor | None = None):
-    """Shape (None: any size), dtype and, with `like`, device of one tensor."""
+    """A dense tensor; shape (None: any size), dtype and, with `like`, device of one tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {_short(tensor.layout)}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(_dtype_name, dtypes))}, got {_dtype_name(tensor.dtype)}")
+        raise TypeError(f"{name} must be {' or '.join(map(_short, dtypes))}, got {_short(tensor.dtype)}")
     fits = tensor.dim() == len(shape) and all(
-        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+        want is None or want == size for want, size in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
         expected = ", ".join("*" if size is None else str(size) for size in shape)
@@ -31,12 +35,48 @@ def check_points(name: str, points: Tensor, offsets_name: str, offsets: Tensor, 
     check_tensor(offsets_name, offsets, (None,), (torch.int64,), points)
 
 
-def check_positive(name: str, value: float):
-    """A positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_positive(name: str, value: float) -> float:
+    """A positive, finite number, also of numpy's types; as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < math.inf:  # not math.isfinite: torch.compile cannot trace it
         raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value
+
+
+def check_length(name: str, value: float, dtype: torch.dtype) -> float:
+    """A positive number whose square the dtype can hold; as a float."""
+    value, limits = check_positive(name, value), torch.finfo(dtype)
+    if not limits.tiny <= value * value <= limits.max:
+        raise ValueError(f"{name} must have a square between {limits.tiny:.3g} and {limits.max:.3g}, got {value}")
+    return value
+
+
+def check_count(name: str, value: int) -> int:
+    """A positive whole number that fits int32, also of numpy's types; as an int."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not 1 <= value < 2**31:
+        raise ValueError(f"{name} must be at least 1 and less than 2^31, got {value}")
+    return operator.index(value)
+
+
+def check_size(name: str, value: int):
+    """A number of rows. It has no upper limit: torch.compile could not tell of every size whether it keeps it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]):
+    """One of some words."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_row_count(name: str, points: Tensor):
@@ -53,5 +93,5 @@ def offset_bounds(name: str, offsets: Tensor, rows: int) -> list[int]:
     return bounds
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def _short(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

@@ -16,6 +16,8 @@ from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent
 _C_TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "double": ctypes.c_double}
+# What the libraries and what the Python functions call the rows that callers give.
+_ROWS = {"indices": "nb.indices", "splits": "nb.splits", "rows": "rows of kernel_map"}
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -45,7 +47,10 @@ def _load(path: Path, suffix: str) -> ctypes.CDLL:
 def _load_cpu() -> ctypes.CDLL:
     path = _FOLDER / "libkpconv_cpu.so"
     if not path.exists():
-        raise ImportError(f"{path} is missing: `pip install .` or `python setup.py build_ext --inplace` builds it")
+        raise ImportError(
+            f"{path} is missing. In the source folder, which hides an installed package, run `pip install -e .` or "
+            "`python setup.py build_ext --inplace`; or run Python in another folder"
+        )
     library = _load(path, "_cpu")
     # Threads come from torch's pool, so that torch.set_num_threads rules. A torch that does not offer it: one thread.
     with contextlib.suppress(OSError, AttributeError):
@@ -112,7 +117,8 @@ def call(name: str, device_of: Tensor, *arguments: Tensor | float | torch.dtype 
     """Call operator `name` of the library for the device of tensor `device_of`, on its current stream.
 
     Tensors go as pointers (contiguous, on that device), dtypes as codes, None as a null pointer.
-    Raises RuntimeError with the library's message when the operator fails.
+    Raises ValueError, with Python's names, for rows that point outside their array; otherwise, when the operator fails,
+    RuntimeError with the library's message.
     """
     values = [_as_c(argument, device_of.device) for argument in arguments]
     if device_of.is_cuda:
@@ -121,7 +127,11 @@ def call(name: str, device_of: Tensor, *arguments: Tensor | float | torch.dtype 
     else:
         library, device, stream = _emulated or _cpu, -1, None
     if getattr(library, name)(*values, device, stream):
-        raise RuntimeError(f"{name}: {library.last_error().decode()}")
+        message = library.last_error().decode()
+        argument, _, expected = message.partition(" ")
+        if argument in _ROWS:
+            raise ValueError(f"{_ROWS[argument]} {expected}")
+        raise RuntimeError(f"{name}: {message}")
 
 
 def _as_c(argument, device: torch.device):

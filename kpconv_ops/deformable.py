@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_positive, check_tensor
-from ._precision import autocast
+from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_length, check_tensor
+from ._precision import accumulator, autocast
 from .kpconv import (
     GEOMETRY,
     INFLUENCES,
     check_geometry,
-    check_neighbors,
+    check_kernel_points,
+    check_query_neighbors,
     check_weights,
     chunks,
     convolve,
@@ -41,9 +42,10 @@ def deformable_kpconv(
 
     Peak memory beyond results and gradients is one chunk of aggregates and the `[M, P, 3]` kernel points. Gradients
     flow to `features`, `weights`, `offsets` and `modulations`, not to coordinates; the constant influence gives offsets
-    none, and a neighbour exactly on a kernel point pulls it nowhere. The result is the same on every run and for any
-    number of threads. Under autocast features and weights are cast to the autocast type, offsets and modulations keep
-    the dtype of the queries; sums are formed in float32.
+    none, and a neighbour exactly on a kernel point pulls it nowhere. It can be differentiated once. The result is the
+    same on every run with the same number of threads. Under autocast features and weights are cast to the autocast
+    type, offsets and modulations keep the dtype of the queries; sums are formed in float32. Features that are not
+    finite spread as in `kpconv`.
 
     Args:
         features, queries, supports, nb, kernel_points, weights, extent, influence, aggregation: as in `kpconv`.
@@ -77,7 +79,7 @@ def deformable_kpconv(
         nb.splits,
         seen_by and seen_by.indices,
         seen_by and seen_by.splits,
-        extent,
+        float(extent),
         influence,
         aggregation,
     )
@@ -98,12 +100,13 @@ def fitting_loss(
         A scalar in the dtype of the queries; 0 without queries.
 
     Raises:
-        TypeError, ValueError: as `deformable_kpconv`.
+        TypeError, ValueError: as `deformable_kpconv`; also ValueError for an extent whose square leaves the range of
+            the dtype of the queries.
     """
     check_tensor("queries", queries, (None, 3), COORDINATE_DTYPES)
     check_tensor("supports", supports, (None, 3), (queries.dtype,), like=queries)
-    check_neighbors(nb, queries, len(supports))
-    check_positive("extent", extent)
+    check_query_neighbors(nb, queries, supports)
+    extent = check_length("extent", extent, queries.dtype)
     points = _deformed(queries, kernel_points, offsets)
     nearest = torch.ops.kpconv_ops.kernel_point_neighbors(
         queries.detach(), supports.detach(), points.detach(), nb.indices, nb.splits
@@ -118,33 +121,35 @@ def repulsive_loss(kernel_points: Tensor, offsets: Tensor, extent: float, repuls
     """How much the deformed kernel points of a query overlap (KPConv, Thomas et al. 2019, Eq. 8, as released).
 
     `min(0, |p_k - p_l| / extent - repulse_extent)²` summed over l ≠ k, mean over queries and kernel points k. Its
-    gradient pushes p_k away from the p_l, which stand still; between two equal points there is none.
+    gradient pushes p_k away from the p_l, which stand still; between two equal points there is none. It can be
+    differentiated once.
 
     Args:
-        kernel_points: `[P, 3]`.
+        kernel_points: `[P, 3]`, any floating dtype, P from 1 to 64.
         offsets: `[M, P, 3]`, any floating dtype.
         extent: as in `deformable_kpconv`.
         repulse_extent: distance in extents beyond which kernel points leave each other alone; 1 in the paper.
 
     Returns:
-        A scalar in the dtype of the kernel points; 0 without queries.
+        A scalar, float64 for float64 kernel points, otherwise float32; 0 without queries.
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, an extent that is not positive.
+        ValueError: a wrong shape or device, an extent that is not positive or whose square leaves the result's range.
     """
-    check_positive("extent", extent)
-    check_positive("repulse_extent", repulse_extent)
-    check_tensor("kernel_points", kernel_points, (None, 3), COORDINATE_DTYPES)
+    check_kernel_points(kernel_points)
     check_tensor("offsets", offsets, (None, len(kernel_points), 3), FEATURE_DTYPES, like=kernel_points)
-    points = kernel_points.detach() + offsets.to(kernel_points.dtype)
+    dtype = accumulator(kernel_points.dtype)
+    extent = check_length("extent", extent, dtype)
+    repulse_extent = check_length("repulse_extent", repulse_extent, dtype)
+    points = kernel_points.detach().to(dtype) + offsets.to(dtype)
     total, _ = torch.ops.kpconv_ops.repulsion(points, extent, repulse_extent)
     return total / max(points.shape[:2].numel(), 1)
 
 
 def _deformed(queries: Tensor, kernel_points: Tensor, offsets: Tensor) -> Tensor:
     """`[M, P, 3]` kernel points of every query, dtype of the queries."""
-    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
+    check_kernel_points(kernel_points, queries)
     check_tensor("offsets", offsets, (len(queries), len(kernel_points), 3), FEATURE_DTYPES, like=queries)
     return kernel_points.detach().to(queries.dtype) + offsets.to(queries.dtype)
 

@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ._checks import FEATURE_DTYPES, check_count, check_positive
+
 MEAN_RADIUS = 0.66  # of the moving points, as a share of the convolution radius
 NOISE = 0.01  # standard deviation, as a share of the convolution radius
 
@@ -37,18 +39,22 @@ def kernel_points(
         `[num_points, 3]`, the centre first.
 
     Raises:
-        ValueError: num_points below 1, or a radius that is not positive and finite.
+        TypeError: a number of points that is not an integer, a radius that is not a number, a dtype that is not
+            floating.
+        ValueError: num_points below 1, a radius that is not positive or too large or small for the dtype.
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
-    if not (radius > 0 and math.isfinite(radius)):
-        raise ValueError(f"radius must be positive and finite, got {radius}")
+    num_points, radius = check_count("num_points", num_points), check_positive("radius", radius)
+    if dtype not in FEATURE_DTYPES:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     draw = {"generator": generator, "dtype": torch.float64}
     angle = 2 * math.pi * torch.rand((), **draw).item()
     cosine, sine = math.cos(angle), math.sin(angle)
     rotation = torch.tensor([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], dtype=torch.float64)
     points = _disposition(num_points) @ rotation + NOISE * torch.randn(num_points, 3, **draw)
-    return (radius * points).to(device=device, dtype=dtype)
+    points = (radius * points).to(dtype)
+    if radius < torch.finfo(dtype).tiny or not points.isfinite().all():
+        raise ValueError(f"radius must be in the range of {dtype}, got {radius}")
+    return points.to(device)
 
 
 @cache

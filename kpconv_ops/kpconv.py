@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_positive, check_tensor
+from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_choice, check_positive, check_tensor
 from ._precision import accumulator, add_products, autocast
-from .neighbors import Neighbors
+from .neighbors import Neighbors, check_neighbors
 
 INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
 AGGREGATIONS = ("sum", "closest")
@@ -41,8 +41,10 @@ def kpconv(
     one in a tie. A query without neighbours gets zeros.
 
     Peak memory beyond the result is one chunk of aggregates, whatever N is. Gradients flow to `features` and
-    `weights`, not to coordinates. The result is the same on every run and for any number of threads. Under autocast
-    features and weights are cast to the autocast type; sums are formed in float32.
+    `weights`, not to coordinates; it can be differentiated once. The result is the same on every run with the same
+    number of threads. Under autocast features and weights are cast to the autocast type; sums are formed in float32.
+    On CUDA a feature that is not finite makes NaN for every query that sees it, even beyond the reach of all kernel
+    points; on the CPU only within it.
 
     Args:
         features: `[N, Cin]` of the supports; float32, float64, float16 or bfloat16.
@@ -58,8 +60,8 @@ def kpconv(
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, neighbours of other point sets, an extent that is not positive, an unknown
-            influence or aggregation.
+        ValueError: a wrong shape or device, neighbours of other point sets or, on the CPU, outside them, an extent that
+            is not positive, an unknown influence or aggregation.
     """
     check_geometry(features, queries, supports, nb, kernel_points, extent, influence, aggregation)
     features, weights = autocast(features, weights)
@@ -77,7 +79,7 @@ def kpconv(
         nb.splits,
         seen_by and seen_by.indices,
         seen_by and seen_by.splits,
-        extent,
+        float(extent),
         influence,
         aggregation,
     )
@@ -88,31 +90,30 @@ def check_geometry(features, queries, supports, nb, kernel_points, extent, influ
     check_tensor("queries", queries, (None, 3), COORDINATE_DTYPES)
     check_tensor("supports", supports, (None, 3), (queries.dtype,), like=queries)
     check_tensor("features", features, (len(supports), None), FEATURE_DTYPES, like=queries)
-    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like=queries)
-    check_neighbors(nb, queries, len(supports))
+    check_kernel_points(kernel_points, queries)
+    check_query_neighbors(nb, queries, supports)
     check_positive("extent", extent)
+    check_choice("influence", influence, tuple(INFLUENCES))
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+
+
+def check_kernel_points(kernel_points: Tensor, like: Tensor | None = None) -> None:
+    """As many kernel points `[P, 3]` as the native kernels take; with `like`, on its device."""
+    check_tensor("kernel_points", kernel_points, (None, 3), FEATURE_DTYPES, like)
     if not 1 <= len(kernel_points) <= MAX_KERNEL_POINTS:
         raise ValueError(f"kernel_points must have 1 to {MAX_KERNEL_POINTS} rows, got {len(kernel_points)}")
-    if influence not in INFLUENCES:
-        raise ValueError(f"influence must be one of {', '.join(INFLUENCES)}, got {influence!r}")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+
+
+def check_query_neighbors(nb: Neighbors, queries: Tensor, supports: Tensor) -> None:
+    """Neighbourhoods of these queries among these supports."""
+    check_neighbors(nb, len(supports), like=queries)
+    check_tensor("nb.splits", nb.splits, (len(queries) + 1,), (torch.int64,))
 
 
 def check_weights(weights: Tensor, features: Tensor, kernel_points: Tensor) -> None:
     """Weights `[P, Cin, Cout]` for these features and kernel points."""
     shape = (len(kernel_points), features.shape[1], None)
     check_tensor("weights", weights, shape, (features.dtype,), like=features)
-
-
-def check_neighbors(nb: Neighbors, queries: Tensor, num_supports: int) -> None:
-    """Neighbourhoods of these queries among `num_supports` supports."""
-    if not isinstance(nb, Neighbors):
-        raise TypeError(f"nb must be Neighbors, got {type(nb).__name__}")
-    if nb.num_supports != num_supports:
-        raise ValueError(f"nb must be neighbours among {num_supports} supports, got neighbours among {nb.num_supports}")
-    check_tensor("nb.splits", nb.splits, (len(queries) + 1,), (torch.int64,), like=queries)
-    check_tensor("nb.indices", nb.indices, (None,), (torch.int32,), like=queries)
 
 
 # seen_by: for every support the queries that see it; needed for the gradient of the features only.

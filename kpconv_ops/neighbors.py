@@ -6,19 +6,32 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import check_points, check_positive, check_row_count
+from ._checks import check_count, check_length, check_points, check_row_count, check_size, check_tensor
 from ._grid import Extent
 from ._search import Search, Supports, nearest_grid, radius_grid
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """Neighbourhoods of any size, row after row: query m has `indices[splits[m]:splits[m + 1]]`."""
+    """Neighbourhoods of any size, row after row: query m has `indices[splits[m]:splits[m + 1]]`.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, tensors on two devices, no splits at all. An operator that takes the neighbourhoods
+            raises it, on the CPU, for splits that do not rise within [0, E] and indices outside [0, num_supports).
+    """
 
     indices: Tensor  # [E] int32, packed rows of the supports
     splits: Tensor  # [M + 1] int64
     num_supports: int
     _transposed: list["Neighbors"] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self):
+        check_tensor("indices", self.indices, (None,), (torch.int32,))
+        check_tensor("splits", self.splits, (None,), (torch.int64,), like=self.indices)
+        if len(self.splits) < 1:
+            raise ValueError("splits must have at least one entry, got none")
+        check_size("num_supports", self.num_supports)
 
     @property
     def transposed(self) -> "Neighbors":
@@ -59,12 +72,9 @@ def radius_search(
             that is not positive (or whose square leaves the dtype's range), coordinates that are not finite.
     """
     _check_search(queries, query_offsets, supports, support_offsets)
-    check_radius("radius", radius, queries.dtype)
+    radius = check_length("radius", radius, queries.dtype)
     if max_neighbors is not None:
-        if isinstance(max_neighbors, bool) or not isinstance(max_neighbors, int):
-            raise TypeError(f"max_neighbors must be an int or None, got {type(max_neighbors).__name__}")
-        if max_neighbors < 1:
-            raise ValueError(f"max_neighbors must be at least 1, got {max_neighbors}")
+        max_neighbors = check_count("max_neighbors", max_neighbors)
     indices, splits = torch.ops.kpconv_ops.radius_search(
         queries.detach(), query_offsets, supports.detach(), support_offsets, radius, max_neighbors
     )
@@ -85,12 +95,14 @@ def nearest(queries: Tensor, query_offsets: Tensor, supports: Tensor, support_of
     return torch.ops.kpconv_ops.nearest(queries.detach(), query_offsets, supports.detach(), support_offsets)
 
 
-def check_radius(name: str, radius: float, dtype: torch.dtype):
-    """A positive number whose square the dtype can hold."""
-    check_positive(name, radius)
-    limits = torch.finfo(dtype)
-    if not limits.tiny <= radius * radius <= limits.max:
-        raise ValueError(f"{name} must have a square between {limits.tiny:.3g} and {limits.max:.3g}, got {radius}")
+def check_neighbors(nb: Neighbors, num_supports: int, like: Tensor) -> None:
+    """Neighbourhoods among `num_supports` supports, on the device of `like`."""
+    if not isinstance(nb, Neighbors):
+        raise TypeError(f"nb must be Neighbors, got {type(nb).__name__}")
+    if nb.num_supports != num_supports:
+        raise ValueError(f"nb must be neighbours among {num_supports} supports, got neighbours among {nb.num_supports}")
+    if nb.indices.device != like.device:
+        raise ValueError(f"nb must be on {like.device}, got {nb.indices.device}")
 
 
 def _check_search(queries, query_offsets, supports, support_offsets):

@@ -5,14 +5,15 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_tensor
-from .neighbors import Neighbors
+from .neighbors import Neighbors, check_neighbors
 
 
 def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
     """Maximum of the features over each neighbourhood, channel by channel.
 
     A query without neighbours gets zeros; a NaN in a neighbourhood gives NaN. The gradient goes to the neighbour that
-    the maximum comes from, the first one of `nb` in a tie. The result is the same on every run.
+    the maximum comes from, the first one of `nb` in a tie. The result is the same on every run and for any
+    number of threads. It can be differentiated once.
 
     Args:
         features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
@@ -23,15 +24,10 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, neighbours of other point sets.
+        ValueError: a wrong shape or device, neighbours of other point sets or, on the CPU, outside them.
     """
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
-    if not isinstance(nb, Neighbors):
-        raise TypeError(f"nb must be Neighbors, got {type(nb).__name__}")
-    if nb.num_supports != len(features):
-        raise ValueError(
-            f"nb must be neighbours among {len(features)} features, got neighbours among {nb.num_supports}"
-        )
+    check_neighbors(nb, len(features), like=features)
     seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
     return torch.ops.kpconv_ops.max_pool(
         features, nb.indices, nb.splits, seen_by and seen_by.indices, seen_by and seen_by.splits

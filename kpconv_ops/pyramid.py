@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import check_points, check_positive, check_row_count
+from ._checks import check_count, check_length, check_points, check_positive, check_row_count
 from ._grid import Extent
 from ._search import Supports, radius_grid
-from .neighbors import Neighbors, check_radius, edge_counts
+from .neighbors import Neighbors, edge_counts
 from .subsample import cell_grid, cells_of
 from .upsample import Upsampling
 
@@ -50,21 +50,18 @@ def pyramid(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, offsets that do not describe N rows, a size or radius that is not positive
-            or so small that cells cannot be counted in 64 bits, coordinates that are not finite.
+            or so small that cells cannot be counted in 64 bits, so many levels that the square of a radius leaves the
+            dtype's range, coordinates that are not finite.
     """
     check_points("points", points, "offsets", offsets)
-    check_positive("cell_size", cell_size)
-    if isinstance(num_levels, bool) or not isinstance(num_levels, int):
-        raise TypeError(f"num_levels must be an int, got {type(num_levels).__name__}")
-    if num_levels < 1:
-        raise ValueError(f"num_levels must be at least 1, got {num_levels}")
-    radii = list(radius) if isinstance(radius, (list, tuple)) else [radius] * num_levels
-    if len(radii) != num_levels:
-        raise ValueError(f"radius must be one number or {num_levels}, one for each level, got {len(radii)}")
-    for level, each in enumerate(radii):
-        check_positive("radius", each)
-        radii[level] = each * (cell_size * 2**level)
-        check_radius("radius * cell_size", radii[level], points.dtype)
+    cell_size, num_levels = check_positive("cell_size", cell_size), check_count("num_levels", num_levels)
+    differs = isinstance(radius, (list, tuple))
+    if differs and len(radius) != num_levels:
+        raise ValueError(f"radius must be one number or {num_levels}, one for each level, got {len(radius)}")
+    radii = []
+    for level in range(num_levels):
+        cells = check_positive("radius", radius[level] if differs else radius)
+        radii.append(check_length(f"radius of level {level}", cells * (cell_size * 2**level), points.dtype))
     coarse, neighbors, pools, upsamples = torch.ops.kpconv_ops.pyramid(points.detach(), offsets, cell_size, radii)
     all_points, all_offsets = [points.detach(), *coarse[0::2]], [offsets, *coarse[1::2]]
     sizes = [len(each) for each in all_points]

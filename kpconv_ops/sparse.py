@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import FEATURE_DTYPES, check_tensor
+from ._checks import FEATURE_DTYPES, check_size, check_tensor
 from ._precision import accumulator, add_product, autocast
 from .voxels import KernelMap, splits_of
 
@@ -20,9 +20,9 @@ def sparse_conv(features: Tensor, weights: Tensor, kernel_map: KernelMap) -> Ten
     """Sparse convolution `out[o] = sum_k features[i] W[k]` over the pairs (i, o) of each tap k.
 
     `sparse_conv(features, weights, kernel_map.transposed)` is the transposed convolution. Gradients flow to both
-    arguments. The result is the same on every run and for any number of threads. Peak memory beyond the result is one
-    chunk of pairs. Under autocast features and weights are cast to the autocast type; sums over taps are formed in
-    float32.
+    arguments; it can be differentiated once. The result is the same on every run with the same number of threads. Peak
+    memory beyond the result is one chunk of pairs. Under autocast features and weights are cast to the autocast type;
+    sums over taps are formed in float32.
 
     Args:
         features: `[Vin, Cin]` float32, float64, float16 or bfloat16.
@@ -33,15 +33,17 @@ def sparse_conv(features: Tensor, weights: Tensor, kernel_map: KernelMap) -> Ten
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, a kernel map of other voxels or of another number of taps.
+        ValueError: a wrong shape or device, a kernel map of other voxels or of another number of taps or, on the
+            CPU, with rows outside the voxels.
     """
     if not isinstance(kernel_map, KernelMap):
         raise TypeError(f"kernel_map must be a KernelMap, got {type(kernel_map).__name__}")
     check_tensor("features", features, (kernel_map.num_in, None), FEATURE_DTYPES)
+    if kernel_map.in_rows.device != features.device:
+        raise ValueError(f"kernel_map must be on {features.device}, got {kernel_map.in_rows.device}")
     features, weights = autocast(features, weights)
     shape = (len(kernel_map.splits) - 1, features.shape[1], None)
     check_tensor("weights", weights, shape, (features.dtype,), like=features)
-    check_tensor("kernel_map.in_rows", kernel_map.in_rows, (None,), (torch.int32,), like=features)
     return torch.ops.kpconv_ops.sparse_conv(
         features, weights, kernel_map.in_rows, kernel_map.out_rows, kernel_map.splits, kernel_map.num_out
     )
@@ -66,6 +68,7 @@ def scatter_mean(features: Tensor, inverse: Tensor, num_rows: int) -> Tensor:
     """
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
     check_tensor("inverse", inverse, (len(features),), (torch.int64,), like=features)
+    check_size("num_rows", num_rows)
     order, splits = torch.ops.kpconv_ops.group_rows(inverse, num_rows)
     return torch.ops.kpconv_ops.segment_mean(features, order, splits, inverse)
 

@@ -43,7 +43,7 @@ def grid_subsample(
             so small that cells cannot be counted in 64 bits, coordinates that are not finite.
     """
     check_points("points", points, "offsets", offsets)
-    check_positive("cell_size", cell_size)
+    cell_size = check_positive("cell_size", cell_size)
     if features is not None:
         check_tensor("features", features, (len(points), None), FEATURE_DTYPES, like=points)
     if labels is not None:

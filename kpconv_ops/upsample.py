@@ -6,24 +6,36 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import FEATURE_DTYPES, check_tensor
+from ._checks import FEATURE_DTYPES, check_size, check_tensor
 from .neighbors import Neighbors
 
 
 @dataclass(frozen=True, eq=False)
 class Upsampling:
-    """Which of `num_supports` coarser points each point takes its features from, to be used in many layers."""
+    """Which of `num_supports` coarser points each point takes its features from, to be used in many layers.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a negative number of supports.
+    """
 
     rows: Tensor  # [N] int64
     num_supports: int
     _transposed: list[Neighbors] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self):
+        check_tensor("rows", self.rows, (None,), (torch.int64,))
+        check_size("num_supports", self.num_supports)
 
     @property
     def transposed(self) -> Neighbors:
         """For every coarser point the points that take its features, ascending. Computed once."""
         if not self._transposed:
             splits = torch.arange(len(self.rows) + 1, device=self.rows.device)
-            self._transposed.append(Neighbors(self.rows.int(), splits, self.num_supports).transposed)
+            try:
+                self._transposed.append(Neighbors(self.rows.int(), splits, self.num_supports).transposed)
+            except ValueError:  # it would speak of indices
+                raise _rows_outside(self.num_supports) from None
         return self._transposed[0]
 
 
@@ -43,24 +55,26 @@ def upsample(features: Tensor, rows: Tensor | Upsampling) -> Tensor:
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, an upsampling from other points.
-        IndexError: a row that is not one of the features (on the CPU).
+        ValueError: a wrong shape or device, an upsampling from other points or, on the CPU, a row outside [0, M).
     """
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
     if not isinstance(rows, Upsampling):
-        check_tensor("rows", rows, (None,), (torch.int64,), like=features)
         rows = Upsampling(rows, len(features))
     if rows.num_supports != len(features):
         raise ValueError(f"rows must be rows of {len(features)} features, got rows of {rows.num_supports}")
-    if not (features.requires_grad and torch.is_grad_enabled()):
-        return features.index_select(0, rows.rows)
-    taken = rows.transposed
-    return torch.ops.kpconv_ops.upsample(features, rows.rows, taken.indices, taken.splits)
+    if rows.rows.device != features.device:
+        raise ValueError(f"rows must be on {features.device}, got {rows.rows.device}")
+    taken = rows.transposed if features.requires_grad and torch.is_grad_enabled() else None
+    return torch.ops.kpconv_ops.upsample(features, rows.rows, taken and taken.indices, taken and taken.splits)
 
 
-# taken: for every feature row the rows of the result that it went to.
+def _rows_outside(num_supports: int) -> ValueError:
+    return ValueError(f"rows must be in [0, {num_supports})")
+
+
+# taken: for every feature row the rows of the result that it went to; needed for the gradient only.
 torch.library.define(
-    "kpconv_ops::upsample", "(Tensor features, Tensor rows, Tensor taken_indices, Tensor taken_splits) -> Tensor"
+    "kpconv_ops::upsample", "(Tensor features, Tensor rows, Tensor? taken_indices, Tensor? taken_splits) -> Tensor"
 )
 torch.library.define(
     "kpconv_ops::segment_sum", "(Tensor values, Tensor order, Tensor splits, Tensor segment_of) -> Tensor"
@@ -69,7 +83,10 @@ torch.library.define(
 
 @torch.library.impl("kpconv_ops::upsample", ("cpu", "cuda"))
 def _upsample(features, rows, taken_indices, taken_splits):
-    return features.index_select(0, rows)
+    try:
+        return features.index_select(0, rows)
+    except IndexError:
+        raise _rows_outside(len(features)) from None
 
 
 @torch.library.register_fake("kpconv_ops::upsample")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import COORDINATE_DTYPES, check_positive, check_tensor, offset_bounds
+from ._checks import COORDINATE_DTYPES, check_count, check_positive, check_size, check_tensor, offset_bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,10 @@ class KernelMap:
 
     Tap k owns the pairs `splits[k]:splits[k + 1]`; the offset of the input from the output runs through the kernel's
     taps with x fastest, then y, then z. Within a tap no input row and no output row occurs twice.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, a negative number of rows.
     """
 
     in_rows: Tensor  # [E] int32
@@ -31,6 +35,13 @@ class KernelMap:
     splits: Tensor  # [K + 1] int64, on the CPU, where the loop over taps runs
     num_in: int
     num_out: int
+
+    def __post_init__(self):
+        check_tensor("in_rows", self.in_rows, (None,), (torch.int32,))
+        check_tensor("out_rows", self.out_rows, (len(self.in_rows),), (torch.int32,), like=self.in_rows)
+        check_tensor("splits", self.splits, (None,), (torch.int64,))
+        check_size("num_in", self.num_in)
+        check_size("num_out", self.num_out)
 
     @property
     def transposed(self) -> "KernelMap":
@@ -53,7 +64,7 @@ def voxelize(points: Tensor, offsets: Tensor, voxel_size: float) -> Voxels:
     """
     check_tensor("points", points, (None, 3), COORDINATE_DTYPES)
     check_tensor("offsets", offsets, (None,), (torch.int64,), like=points)
-    check_positive("voxel_size", voxel_size)
+    voxel_size = check_positive("voxel_size", voxel_size)
     # A tensor as the divisor: CUDA multiplies by the reciprocal of a number, which may land in another cell.
     cells = torch.floor(points.detach() / points.new_tensor(voxel_size))
     return Voxels(*torch.ops.kpconv_ops.unique_voxels(cells, offsets, "points"))
@@ -74,7 +85,7 @@ def stride_coords(coords: Tensor, offsets: Tensor, stride: int) -> Voxels:
     """
     check_tensor("coords", coords, (None, 3), (torch.int64,))
     check_tensor("offsets", offsets, (None,), (torch.int64,), like=coords)
-    _check_count("stride", stride)
+    stride = check_count("stride", stride)
     cells = torch.div(coords, stride, rounding_mode="floor") * stride
     return Voxels(*torch.ops.kpconv_ops.unique_voxels(cells, offsets, "coords"))
 
@@ -109,17 +120,9 @@ def kernel_map(
     check_tensor("in_offsets", in_offsets, (None,), (torch.int64,), like=in_coords)
     check_tensor("out_coords", out_coords, (None, 3), (torch.int64,), like=in_coords)
     check_tensor("out_offsets", out_offsets, (len(in_offsets),), (torch.int64,), like=in_coords)
-    _check_count("kernel_size", kernel_size)
-    _check_count("dilation", dilation)
+    kernel_size, dilation = check_count("kernel_size", kernel_size), check_count("dilation", dilation)
     pairs = torch.ops.kpconv_ops.kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation)
     return KernelMap(*pairs, len(in_coords), len(out_coords))
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def splits_of(counts: Tensor) -> Tensor:

@@ -444,6 +444,8 @@ def test_linearity_in_the_modulations(factor, seed, rule):
         ({"extent": -1.0}, ValueError, "extent must be positive and finite, got -1.0"),
         ({"influence": "cubic"}, ValueError, "influence must be one of linear, constant, gaussian, got 'cubic'"),
         ({"aggregation": "mean"}, ValueError, "aggregation must be one of sum, closest, got 'mean'"),
+        ({"influence": ["linear"]}, ValueError, r"influence must be one of linear, .*, got \['linear'\]"),
+        ({"aggregation": None}, ValueError, "aggregation must be one of sum, closest, got None"),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):
@@ -457,6 +459,10 @@ def test_bad_arguments_are_named(changes, error, message):
         ({"offsets": torch.zeros(42, 14, 3)}, ValueError, r"offsets must have shape \(.+, 15, 3\), got \(42, 14, 3\)"),
         ({"extent": 0}, ValueError, "extent must be positive and finite, got 0"),
         ({"kernel_points": [0, 0, 0]}, TypeError, "kernel_points must be a tensor, got list"),
+        ({"kernel_points": torch.zeros(65, 3)}, ValueError, "kernel_points must have 1 to 64 rows, got 65"),
+        ({"extent": 1e300}, ValueError, r"extent must have a square between .*, got 1e\+300"),
+        ({"extent": 1e-200}, ValueError, "extent must have a square between .*, got 1e-200"),
+        ({"repulse_extent": 1e200}, ValueError, r"repulse_extent must have a square between .*, got 1e\+200"),
         ({"repulse_extent": float("nan")}, ValueError, "repulse_extent must be positive and finite, got nan"),
         (
             {"nb": Neighbors(torch.zeros(0).int(), torch.zeros(43).long(), 9)},
@@ -478,9 +484,14 @@ def test_bad_arguments_of_the_losses_are_named(changes, error, message):
 def test_neighbours_of_other_points_are_refused():
     args = problem()
     nb = args["nb"]
-    for indices, splits in ((nb.indices + 85, nb.splits), (nb.indices - 85, nb.splits), (nb.indices, nb.splits + 1)):
+    outside, falling = r"^nb.indices must be in \[0, 85\)$", r"^nb.splits must rise within \[0, \d+\]$"
+    for indices, splits, message in (
+        (nb.indices + 85, nb.splits, outside),
+        (nb.indices - 85, nb.splits, outside),
+        (nb.indices, nb.splits + 1, falling),
+    ):
         args["nb"] = Neighbors(indices, splits, 85)
-        with pytest.raises(RuntimeError, match=r"must be in|must rise"):
+        with pytest.raises(ValueError, match=message):
             deformable_kpconv(**args, extent=EXTENT)
-        with pytest.raises(RuntimeError, match=r"must be in|must rise"):
+        with pytest.raises(ValueError, match=message):
             fitting_loss(*(args[n] for n in ("queries", "supports", "nb", "kernel_points", "offsets")), EXTENT)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -74,13 +75,27 @@ def test_a_single_point_is_the_centre():
 
 
 @pytest.mark.parametrize(
-    ("num_points", "radius", "message"),
+    ("change", "error", "message"),
     [
-        (0, 1.0, "num_points must be at least 1, got 0"),
-        (15, 0.0, "radius must be positive and finite, got 0.0"),
-        (15, float("inf"), "radius must be positive and finite, got inf"),
+        ({"num_points": 0}, ValueError, r"num_points must be at least 1 and less than 2\^31, got 0"),
+        ({"num_points": 3.0}, TypeError, "num_points must be an integer, got float"),
+        ({"num_points": True}, TypeError, "num_points must be an integer, got bool"),
+        ({"radius": 0.0}, ValueError, "radius must be positive and finite, got 0.0"),
+        ({"radius": float("inf")}, ValueError, "radius must be positive and finite, got inf"),
+        ({"radius": "1"}, TypeError, "radius must be a number, got str"),
+        ({"radius": 1e39}, ValueError, r"radius must be in the range of torch.float32, got 1e\+39"),
+        ({"radius": 1e-40}, ValueError, "radius must be in the range of torch.float32, got 1e-40"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got torch.int64"),
     ],
 )
-def test_bad_arguments_are_named(num_points, radius, message):
-    with pytest.raises(ValueError, match=message):
-        kernel_points(num_points, radius)
+def test_bad_arguments_are_named(change, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        kernel_points(**{"num_points": 15, "radius": 1.0} | change)
+
+
+def test_numbers_of_numpy():
+    one, other = (
+        kernel_points(count, radius, torch.Generator().manual_seed(0))
+        for count, radius in ((5, 0.5), (np.int32(5), np.float32(0.5)))
+    )
+    assert torch.equal(one, other)

@@ -332,6 +332,11 @@ def test_permutation_equivariance(seed, rule):
         ({"queries": torch.zeros(41, 3).double()}, ValueError, r"nb.splits must have shape \(42\), got \(43,\)"),
         ({"supports": torch.zeros(85, 3).bfloat16()}, TypeError, "supports must be float64, got bfloat16"),
         ({"nb": 5}, TypeError, "nb must be Neighbors, got int"),
+        (
+            {"nb": Neighbors(torch.zeros(0, device="meta").int(), torch.zeros(43, device="meta").long(), 85)},
+            ValueError,
+            "nb must be on cpu, got meta",
+        ),
         ({"kernel_points": torch.zeros(15, 2)}, ValueError, r"kernel_points must have shape \(\*, 3\), got \(15, 2\)"),
         ({"kernel_points": torch.zeros(0, 3)}, ValueError, "kernel_points must have 1 to 64 rows, got 0"),
         ({"kernel_points": torch.zeros(65, 3)}, ValueError, "kernel_points must have 1 to 64 rows, got 65"),
@@ -345,6 +350,8 @@ def test_permutation_equivariance(seed, rule):
         ({"extent": float("nan")}, ValueError, "extent must be positive and finite, got nan"),
         ({"influence": "cubic"}, ValueError, "influence must be one of linear, constant, gaussian, got 'cubic'"),
         ({"aggregation": "mean"}, ValueError, "aggregation must be one of sum, closest, got 'mean'"),
+        ({"influence": ["linear"]}, ValueError, r"influence must be one of linear, .*, got \['linear'\]"),
+        ({"aggregation": None}, ValueError, "aggregation must be one of sum, closest, got None"),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):
@@ -358,6 +365,11 @@ def test_neighbours_of_other_points_are_refused():
     features, queries, supports, nb, kernel, weights = problem()
     with pytest.raises(ValueError, match="nb must be neighbours among 85 supports, got neighbours among 9"):
         kpconv(features, queries, supports, Neighbors(nb.indices, nb.splits, 9), kernel, weights, 0.2)
-    for indices, splits in ((nb.indices + 85, nb.splits), (nb.indices - 85, nb.splits), (nb.indices, nb.splits + 1)):
-        with pytest.raises(RuntimeError, match=r"must be in|must rise"):
+    outside, falling = r"^nb.indices must be in \[0, 85\)$", r"^nb.splits must rise within \[0, \d+\]$"
+    for indices, splits, message in (
+        (nb.indices + 85, nb.splits, outside),
+        (nb.indices - 85, nb.splits, outside),
+        (nb.indices, nb.splits + 1, falling),
+    ):
+        with pytest.raises(ValueError, match=message):
             kpconv(features, queries, supports, Neighbors(indices, splits, 85), kernel, weights, 0.2)

@@ -226,14 +226,46 @@ def test_transposing_many_pairs_of_one_support(device):
 @pytest.mark.parametrize(
     ("indices", "splits", "message"),
     [
-        ([0, 3], [0, 2], r"indices must be in \[0, 3\)"),
-        ([0, -1], [0, 2], "indices must be in"),
-        ([0], [0, 2], "splits"),
+        ([0, 3], [0, 2], r"nb.indices must be in \[0, 3\)"),
+        ([0, -1], [0, 2], r"nb.indices must be in \[0, 3\)"),
+        ([0], [0, 2], r"nb.splits must rise within \[0, 1\]"),
     ],
 )
 def test_transposing_neighbours_that_do_not_exist_is_an_error(indices, splits, message):
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         _ = Neighbors(torch.tensor(indices, dtype=torch.int32), torch.tensor(splits), 3).transposed
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"indices": torch.tensor([0, 1])}, TypeError, "indices must be int32, got int64"),
+        ({"indices": torch.zeros(2, 1).int()}, ValueError, r"indices must have shape \(\*\), got \(2, 1\)"),
+        ({"indices": [0, 1]}, TypeError, "indices must be a tensor, got list"),
+        ({"indices": torch.zeros(2).int().to_sparse()}, TypeError, "indices must be a dense tensor, got sparse_coo"),
+        ({"splits": torch.tensor([0, 2]).int()}, TypeError, "splits must be int64, got int32"),
+        ({"splits": torch.tensor(2)}, ValueError, r"splits must have shape \(\*\), got \(\)"),
+        ({"splits": torch.zeros(0).long()}, ValueError, "splits must have at least one entry, got none"),
+        ({"splits": torch.tensor([0, 2], device="meta")}, ValueError, "splits must be on cpu, got meta"),
+        ({"num_supports": 3.0}, TypeError, "num_supports must be an int, got float"),
+        ({"num_supports": True}, TypeError, "num_supports must be an int, got bool"),
+        ({"num_supports": -1}, ValueError, "num_supports must be at least 0, got -1"),
+    ],
+)
+def test_neighbours_name_bad_arguments(change, error, message):
+    good = {"indices": torch.tensor([0, 1], dtype=torch.int32), "splits": torch.tensor([0, 2]), "num_supports": 3}
+    Neighbors(**good)
+    with pytest.raises(error, match=f"^{message}$"):
+        Neighbors(**(good | change))
+
+
+def test_numbers_of_numpy(device):
+    points, offsets = on(device, *packed([30], torch.float32))
+    one, other = (
+        radius_search(points, offsets, points, offsets, radius, limit)
+        for radius, limit in ((0.25, 3), (np.float32(0.25), np.int64(3)))
+    )
+    assert torch.equal(one.indices, other.indices) and torch.equal(one.splits, other.splits)
 
 
 def test_operators_are_registered_properly():
@@ -289,6 +321,8 @@ BAD_BATCHES = [
     ({"queries": QUERIES.long()}, TypeError, "queries must be float32 or float64, got int64"),
     ({"queries": QUERIES * torch.nan}, ValueError, "queries must be finite"),
     ({"queries": None}, TypeError, "queries must be a tensor, got NoneType"),
+    ({"queries": QUERIES.numpy()}, TypeError, "queries must be a tensor, got ndarray"),
+    ({"queries": QUERIES.to_sparse()}, TypeError, "queries must be a dense tensor, got sparse_coo"),
     ({"supports": SUPPORTS.double()}, TypeError, "supports must be float32, got float64"),
     ({"supports": SUPPORTS.index_fill(0, torch.tensor(3), torch.inf)}, ValueError, "supports must be finite"),
     ({"supports": SUPPORTS.to("meta")}, ValueError, "supports must be on cpu, got meta"),
@@ -311,8 +345,11 @@ BAD_RADII = [
     ({"radius": 1e-25}, ValueError, "radius must have a square between"),
     ({"radius": 1e200}, ValueError, "radius must have a square between"),
     ({"radius": None}, TypeError, "radius must be a number, got NoneType"),
-    ({"max_neighbors": 0}, ValueError, "max_neighbors must be at least 1, got 0"),
-    ({"max_neighbors": 2.5}, TypeError, "max_neighbors must be an int or None, got float"),
+    ({"radius": 10**400}, ValueError, "radius must be positive and finite, got inf"),
+    ({"radius": True}, TypeError, "radius must be a number, got bool"),
+    ({"max_neighbors": 0}, ValueError, r"max_neighbors must be at least 1 and less than 2\^31, got 0"),
+    ({"max_neighbors": 2**64}, ValueError, r"max_neighbors must be at least 1 and less than 2\^31, got 1844"),
+    ({"max_neighbors": 2.5}, TypeError, "max_neighbors must be an integer, got float"),
 ]
 
 

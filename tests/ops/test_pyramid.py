@@ -180,12 +180,14 @@ GOOD = {"points": cloud([4, 6])[0], "offsets": torch.tensor([0, 4, 10]), "cell_s
         ({"offsets": torch.tensor([], dtype=torch.int64)}, ValueError, "offsets must rise from 0 to 10"),
         ({"cell_size": 0.0}, ValueError, "cell_size must be positive and finite, got 0.0"),
         ({"cell_size": 1e-9}, ValueError, "cell_size 2e-09 is too small"),
-        ({"num_levels": 0}, ValueError, "num_levels must be at least 1, got 0"),
-        ({"num_levels": 2.0}, TypeError, "num_levels must be an int, got float"),
+        ({"num_levels": 0}, ValueError, r"num_levels must be at least 1 and less than 2\^31, got 0"),
+        ({"num_levels": 2.0}, TypeError, "num_levels must be an integer, got float"),
         ({"radius": [2.5]}, ValueError, "radius must be one number or 2, one for each level, got 1"),
         ({"radius": -1.0}, ValueError, "radius must be positive and finite, got -1.0"),
         ({"radius": [2.5, "wide"]}, TypeError, "radius must be a number, got str"),
-        ({"radius": 1e-30}, ValueError, r"radius \* cell_size must have a square between"),
+        ({"radius": 1e-30}, ValueError, "radius of level 0 must have a square between"),
+        ({"num_levels": 200}, ValueError, "radius of level 66 must have a square between"),
+        ({"num_levels": 2**31 - 1}, ValueError, "radius of level 66 must have a square between"),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):

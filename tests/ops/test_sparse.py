@@ -1,5 +1,6 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -341,19 +342,48 @@ def test_bad_arguments_are_named():
         (voxelize, (points, offsets, 0.0), ValueError, "voxel_size must be positive and finite, got 0.0"),
         (voxelize, (nan, offsets, 1.0), ValueError, "points must be finite"),
         (stride_coords, (points, offsets, 2), TypeError, "coords must be int64, got float64"),
-        (stride_coords, (coords, voxel_offsets, 0), ValueError, "stride must be at least 1, got 0"),
+        (stride_coords, (coords, voxel_offsets, 0), ValueError, "stride must be at least 1 .*, got 0"),
         (stride_coords, (coords, voxel_offsets, 2.0), TypeError, "stride must be an integer, got float"),
-        (kernel_map, (*same, 0), ValueError, "kernel_size must be at least 1, got 0"),
-        (kernel_map, (*same, 3, -1), ValueError, "dilation must be at least 1, got -1"),
+        (kernel_map, (*same, 0), ValueError, "kernel_size must be at least 1 .*, got 0"),
+        (kernel_map, (*same, 3, 2**40), ValueError, r"dilation must be .* less than 2\^31, got 1099511627776"),
+        (kernel_map, (*same, 3, -1), ValueError, "dilation must be at least 1 .*, got -1"),
         (kernel_map, (*same[:2], coords, offsets[:2], 3), ValueError, r"out_offsets must have shape \(5\), got \(2,\)"),
         (kernel_map, (*same[:3], voxel_offsets + 1, 3), ValueError, "out_offsets must rise from 0"),
         (sparse_conv, (features, weights, None), TypeError, "kernel_map must be a KernelMap, got NoneType"),
         (sparse_conv, (features[1:], weights, pairs), ValueError, r"features must have shape \(\d+, \*\)"),
         (sparse_conv, (features, weights[1:], pairs), ValueError, r"weights must have shape \(27, 2, \*\)"),
         (sparse_conv, (features, weights.float(), pairs), TypeError, "weights must be float64, got float32"),
-        (sparse_conv, (features, weights, other_rows), RuntimeError, r"rows must be in \[0, \d+\)"),
+        (sparse_conv, (features, weights, other_rows), ValueError, r"rows of kernel_map must be in \[0, \d+\)"),
+        (sparse_conv, (features.to("meta"), weights.to("meta"), pairs), ValueError, "kernel_map must be on meta"),
+        (scatter_mean, (features, torch.zeros(len(coords)).long(), 3.0), TypeError, "num_rows must be an int, got flo"),
         (scatter_mean, (features, pairs.splits, 3), ValueError, r"inverse must have shape \(\d+\)"),
         (scatter_mean, (features[:2], torch.tensor([0, 3]), 3), ValueError, r"inverse must be in \[0, 3\), got 0 to 3"),
     ):
         with pytest.raises(error, match=message):
             function(*args)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"in_rows": torch.tensor([0, 1])}, TypeError, "in_rows must be int32, got int64"),
+        ({"out_rows": torch.tensor([0, 1])}, TypeError, "out_rows must be int32, got int64"),
+        ({"out_rows": torch.tensor([0]).int()}, ValueError, r"out_rows must have shape \(2\), got \(1,\)"),
+        ({"out_rows": torch.zeros(2, device="meta").int()}, ValueError, "out_rows must be on cpu, got meta"),
+        ({"splits": torch.tensor([0, 2]).int()}, TypeError, "splits must be int64, got int32"),
+        ({"num_in": 2.0}, TypeError, "num_in must be an int, got float"),
+        ({"num_out": -1}, ValueError, "num_out must be at least 0, got -1"),
+    ],
+)
+def test_kernel_maps_name_bad_arguments(change, error, message):
+    rows = torch.tensor([0, 1], dtype=torch.int32)
+    good = {"in_rows": rows, "out_rows": rows, "splits": torch.tensor([0, 2]), "num_in": 2, "num_out": 2}
+    KernelMap(**good)
+    with pytest.raises(error, match=f"^{message}$"):
+        KernelMap(**(good | change))
+
+
+def test_numbers_of_numpy():
+    coords, offsets = voxels()
+    for function, number in ((stride_coords, 2), (lambda *a: kernel_map(*a[:2], *a), 3)):
+        assert_equal(function(coords, offsets, np.int64(number)), function(coords, offsets, number))
