@@ -4,8 +4,15 @@
 // stream. Every function returns 0, or another number and a message from kp_last_error. kpconv_ops/_native.py reads
 // this file to learn the signatures, so it is the only place that states them.
 //
-// dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16. Coordinates are 0 or 1. Packed samples: sample b of B owns
-// the rows offsets[b] to offsets[b + 1] (int64).
+// dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16; any other is an error. Coordinates are 0 or 1. Packed
+// samples: sample b of B owns the rows offsets[b] to offsets[b + 1] (int64).
+//
+// Neighbourhoods are CSR: query i sees the supports indices[splits[i]] to indices[splits[i + 1]] (not included). splits
+// may be a slice of a longer array; num_indices is the length of all of `indices`. No function that takes num_indices
+// reads or writes out of bounds, whatever splits and indices hold. On the CPU, splits that do not rise within
+// [0, num_indices] and indices that are no row of the supports are an error, and results are unspecified. On CUDA an
+// error would have to wait for the device: splits are clamped to [0, num_indices], such indices count for nothing.
+// What functions read otherwise is trusted, unless they say more: other functions here made it, or Python checks it.
 #pragma once
 #include <cstdint>
 
@@ -18,7 +25,7 @@
 // ---- geometry: subsampling and neighbours
 
 // The smallest and largest coordinates low and high [pieces, batch, 3] of the pieces that each sample is cut into; NaN
-// where a coordinate is not finite, +-infinity where there is no point. Offsets may be wrong.
+// where a coordinate is not finite, +-infinity where there is no point. On both devices offsets are clamped to [0, n].
 KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
                  void* low, void* high, int device, void* stream);
 
@@ -77,24 +84,25 @@ KP_OP(kp_nearest)(int dtype, const void* queries, int64_t num_queries, const int
                   int64_t num_supports, const double* boxes, const int64_t* cells, int64_t batch, int64_t* indices,
                   void* distances, int device, void* stream);
 
-// The neighbourhoods indices[splits[q]...] of the queries, transposed. `tasks` (1 on CUDA) share the queries evenly. Adds
-// to counts [tasks, num_supports], zeros before, how many pairs a task has with each support.
+// The neighbourhoods of the queries, transposed. `tasks` (1 on CUDA) share the queries evenly. Adds to counts [tasks,
+// num_supports], zeros before, how many pairs a task has with each support. CUDA counts all indices: it reads no splits.
 KP_OP(kp_transpose_count)(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t num_queries,
                           int64_t num_supports, int64_t tasks, int32_t* counts, int device, void* stream);
 
 // Writes to out[out_splits[s]...] for each support the queries that see it, ascending. places [tasks, num_supports]:
-// where the first pair of a task with a support goes; overwritten.
+// where the first pair of a task with a support goes; overwritten. On CUDA, where splits overlap, pairs beyond those
+// counted find no place; where splits leave indices out, elements of `out` are not written.
 KP_OP(kp_transpose_fill)(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t num_queries,
                          int64_t num_supports, int64_t tasks, int64_t* places, const int64_t* out_splits, int32_t* out,
                          int device, void* stream);
 
-// ---- convolution: neighbourhoods are CSR, query i has the supports indices[splits[i]] to indices[splits[i + 1]]
+// ---- convolution
 
 // aggregate [num_queries, num_kernel_points, channels] of `dtype`: for each kernel point the sum of the neighbours'
 // features times its influence (0 linear, 1 constant, 2 gaussian) on them. Coordinates and modulations are of
 // `geometry`; queries and supports [., 3]. points_of: 0 kernel_points [num_kernel_points, 3] serve everywhere; 1 each
 // query, 2 each support has its own [., num_kernel_points, 3]. modulations, null or [., num_kernel_points] as the kernel
-// points, multiply the influence. splits may be a slice of a longer array; num_indices is the length of all of `indices`.
+// points, multiply the influence.
 KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
                     int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, int points_of,
                     const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
@@ -123,7 +131,8 @@ KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_
                    int64_t num_indices, const int64_t* splits, int64_t num_queries, void* values, int32_t* winners,
                    int device, void* stream);
 
-// out [num_supports, channels]: the gradients of the queries (listed by the transposed neighbourhoods) that a support won.
+// out [num_supports, channels]: the gradients of the queries that a support won. The neighbourhoods are the transposed
+// ones: splits are the supports', indices rows of the queries. winners are compared only, and may hold anything.
 KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winners, int64_t num_queries,
                             int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                             int64_t num_supports, void* out, int device, void* stream);
@@ -134,7 +143,8 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
 KP_OP(kp_gather_rows)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
                       int64_t num_rows, void* out, int device, void* stream);
 
-// out[rows] += values, for rows that are all different. `out` is float32, or float64 when dtype is.
+// out[rows] += values, for rows that are all different. `out` is float32, or float64 when dtype is. Rows outside
+// [0, num_out) are an error on the CPU, passed over on CUDA.
 KP_OP(kp_add_rows)(int dtype, const void* values, int64_t channels, const int32_t* rows, int64_t num_rows, void* out,
                    int64_t num_out, int device, void* stream);
 

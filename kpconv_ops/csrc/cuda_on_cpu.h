@@ -24,9 +24,6 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __forceinline__ inline
-#define __restrict__
 #define __launch_bounds__(...)
 
 using cudaStream_t = void*;
@@ -256,7 +253,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     if ((mask >> lane & 1) && predicates(lane)) votes |= 1u << lane;
   return votes;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
@@ -264,44 +260,18 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   for (unsigned i = 0; i < 4; i++) result |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
   return result;
 }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 
-// One fiber runs at a time, so plain operations are atomic.
+// One fiber runs at a time, so a plain addition is atomic.
 template <class T>
 T atomicAdd(T* address, T value) {
   T old = *address;
   *address = old + value;
   return old;
 }
-template <class T>
-T atomicMax(T* address, T value) {
-  T old = *address;
-  *address = std::max(old, value);
-  return old;
-}
-template <class T>
-T atomicMin(T* address, T value) {
-  T old = *address;
-  *address = std::min(old, value);
-  return old;
-}
-template <class T>
-T atomicCAS(T* address, T expected, T value) {
-  T old = *address;
-  if (old == expected) *address = value;
-  return old;
-}
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = -1, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0, cudaSuccess; }
-inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStream_t) {
-  return std::memset(begin, value, bytes), cudaSuccess;
-}
 inline cudaError_t cudaGetLastError() {
   cudaError_t error = emulator::last_error;
   emulator::last_error = cudaSuccess;

@@ -233,11 +233,42 @@ def test_autocast(run):
     assert_same_to_rounding(results, step(geometry, wanted), torch.bfloat16)
 
 
-# ---- on a GPU only
-
-
 def everything(geometry, wanted, features):
     return [*with_gradients(geometry, wanted), *with_gradients(geometry, wanted[:2]), *pooled(features, geometry[2])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_splits_beyond_the_indices_are_clamped(run, dtype):
+    """Splits that begin before the indices and end after them give the results of clamped ones, bit for bit."""
+    (queries, supports, nb, kernel), wanted = convolution(dtype, 16, deformable=True)
+    indices = nb.indices[100:-100]  # with rows of supports on both sides, that kernels would sum if they read them
+    splits = nb.splits - 100
+    clamped = splits.clamp(0, len(indices))
+    assert not torch.equal(splits, clamped)
+
+    def results(indices, splits):
+        geometry = [queries, supports, Neighbors(indices, splits, len(supports)), kernel]
+        return [*run(everything, geometry, wanted, wanted[0]), run(fitting_loss, *geometry, wanted[2], 0.3)]
+
+    for result, expected in zip(results(indices, splits), results(indices, clamped), strict=True):
+        assert torch.equal(result, expected)
+
+
+def test_overlapping_splits_are_transposed_within_bounds(run):
+    """Pairs beyond those that were counted are dropped, not written after the end."""
+    indices = torch.tensor([0, 0, 1, 1], dtype=torch.int32)
+    memory = torch.full((8,), -1, dtype=torch.int32)
+
+    def transpose(indices, splits, places, bounds, memory):
+        _native.call("kp_transpose_fill", indices, indices, 4, splits, 3, 2, 1, places, bounds, memory[:4])
+        return memory
+
+    splits, bounds = torch.tensor([0, 4, 0, 4]), torch.tensor([0, 2, 4])
+    out = run(transpose, indices, splits, torch.tensor([0, 2]), bounds, memory)
+    assert torch.isin(out[:4], torch.tensor([0, 2])).all() and (out[4:] == -1).all()
+
+
+# ---- on a GPU only
 
 
 def example(dtype=torch.float32):

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
-from kpconv_ops import _native, grid_subsample
+from kpconv_ops import Neighbors, _native, grid_subsample, kpconv
 
 HEADER = (_native._FOLDER / "csrc" / "api.h").read_text()
 
@@ -76,6 +77,26 @@ def test_an_error_of_the_library_is_raised_with_its_message(device):
 def test_pointers_of_strided_tensors_are_refused(device):
     with pytest.raises(RuntimeError, match="contiguous"):
         cell_keys(torch.float32, torch.zeros(3, 4, device=device).T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussian_influences_are_exact_to_two_units_in_the_last_place(dtype):
+    distances = torch.linspace(0, 3.9, 5001, dtype=dtype)
+    n, extent = len(distances), 1.0
+    supports = torch.stack([distances, torch.zeros_like(distances), torch.zeros_like(distances)], 1)
+    nb = Neighbors(torch.arange(n, dtype=torch.int32), torch.arange(n + 1), n)
+    one = torch.ones(1, dtype=dtype)
+    kernel_points, weights = torch.zeros(1, 3, dtype=dtype), one.view(1, 1, 1)
+    out = kpconv(
+        one.expand(n, 1), torch.zeros_like(supports), supports, nb, kernel_points, weights, extent, "gaussian"
+    )[:, 0]
+    exponents = distances.square() * torch.tensor(
+        1 / (0.18 * extent**2 + 1e-9), dtype=dtype
+    )  # rounded as in the kernel
+    assert 80 < exponents[-1] < 87
+    exact = numpy.exp(-exponents.numpy().astype(numpy.longdouble))
+    unit = torch.finfo(dtype).eps * 2.0 ** numpy.floor(numpy.log2(exact))
+    assert (abs(out.numpy().astype(numpy.longdouble) - exact) <= 2 * unit).all()
 
 
 def test_the_emulator_is_left_with_its_context(emulated_library):

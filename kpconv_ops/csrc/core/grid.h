@@ -1,6 +1,6 @@
 // Cells of a uniform grid, and the sorted points in them.
 #pragma once
-#include "core/core.h"
+#include "core/range.h"
 
 namespace kp {
 
@@ -30,18 +30,11 @@ KP_HD int64_t sample_of(int64_t row, const int64_t* offsets, int64_t batch) {
   return lower_bound(offsets + 1, batch, row + 1);
 }
 
-KP_HD int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
-struct Range {
-  int64_t begin, end;
-};
-
 // One of the equal pieces that a sample is cut into; never outside n rows, whatever the offsets say.
 KP_HD Range piece_of(const int64_t* offsets, int64_t n, int64_t sample, int64_t piece, int64_t pieces) {
-  int64_t begin = clamp(offsets[sample], 0, n), size = clamp(offsets[sample + 1], begin, n) - begin;
-  return {begin + size * piece / pieces, begin + size * (piece + 1) / pieces};
+  const Range rows = range_of(offsets, sample, n);
+  const int64_t size = rows.end - rows.begin;
+  return {rows.begin + size * piece / pieces, rows.begin + size * (piece + 1) / pieces};
 }
 
 struct Cell {

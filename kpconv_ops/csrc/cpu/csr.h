@@ -38,10 +38,9 @@ class Neighborhoods {
   // Begin and end of the neighbours of a query; none if they are not valid, which `check` tells.
   KP_WIDE_BODY std::pair<const int32_t*, const int32_t*> operator[](int64_t query) const {
     const int64_t begin = splits[query], end = splits[query + 1];
-    const std::pair range(indices + begin, indices + end);
     if (begin < 0 || begin > end || end > num_indices) splits_valid = false;
-    else if (!rows_inside(range.first, range.second, limit)) indices_valid = false;
-    else return range;
+    else if (!rows_inside(indices + begin, indices + end, limit)) indices_valid = false;
+    else return {indices + begin, indices + end};
     return {indices, indices};
   }
 

@@ -75,17 +75,21 @@ KP_WIDE_BODY void squared_distances(const G* x, const G* y, const G* z, const G*
   }
 }
 
-// exp(-x) for x >= 0 without a call, so that it can be vectorised; to about two units in the last place.
+// exp(-x) for x >= 0 without a call, so that it can be vectorised; to two units in the last place. Beyond `largest`,
+// where results would soon be subnormal, it stays as it is there: next to 0.
 template <class G>
 KP_WIDE_BODY G exp_of_negative(G x) {
   constexpr bool single = sizeof(G) == 4;
   constexpr int mantissa = single ? 23 : 52, terms = single ? 8 : 14;
   using Bits = std::conditional_t<single, uint32_t, uint64_t>;
   constexpr G shift = static_cast<G>(1.5) * (Bits(1) << mantissa);  // adding it rounds to an integer
-  constexpr G largest = single ? 87 : 708;                          // beyond, the result is next to 0
+  constexpr G largest = single ? 87 : 708;
+  // ln 2 in two parts, of which the first has few enough digits that its multiples by integers are exact.
+  constexpr G high = single ? 0x1.62e4p-1 : 0x1.62e42feep-1;
+  constexpr G low = single ? 0x1.7f7d1cf79abcap-20 : 0x1.a39ef35793c76p-33;
   x = x > largest ? largest : x;
   const G shifted = x * static_cast<G>(-1.4426950408889634) + shift;
-  const G rest = -x - (shifted - shift) * static_cast<G>(0.6931471805599453);
+  const G power = shifted - shift, rest = -x - power * high - power * low;
   G sum = 1;
   for (int n = terms - 1; n > 0; n--) sum = 1 + sum * rest * (static_cast<G>(1) / n);
   return sum * bit_cast<G>((bit_cast<Bits>(shifted) << mantissa) + bit_cast<Bits>(G(1)));

@@ -40,8 +40,9 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
       grad_aggregate + (static_cast<int64_t>(query) * a.num_kernel_points + first_point + group) * channels;
 
   R grad[2][4] = {};  // x, y, z, modulation
-  const int32_t* indices = a.indices + a.splits[query];
-  const int count = static_cast<int>(a.splits[query + 1] - a.splits[query]);
+  const Range range = range_of(a.splits, query, a.num_indices);
+  const int32_t* indices = a.indices + range.begin;
+  const int count = static_cast<int>(range.end - range.begin);
   for (int begin = 0; begin < count; begin += warp_size) {
     batch.fetch(a, query, indices + begin, count - begin);
 #pragma unroll 1
@@ -97,14 +98,16 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
 template <class G>
 __global__ void kernel_point_neighbors_kernel(const G* queries, int64_t num_queries, const G* supports,
                                               int64_t num_supports, const G* kernel_points, int64_t num_kernel_points,
-                                              const int32_t* indices, const int64_t* splits, int32_t* nearest) {
+                                              const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                                              int32_t* nearest) {
   const int64_t thread = thread_index();
   if (thread >= num_queries * num_kernel_points) return;
   const int64_t query = thread / num_kernel_points;
   const G* q = queries + 3 * query;
   G best = static_cast<G>(INFINITY);
   int32_t row = -1;
-  for (int64_t e = splits[query]; e < splits[query + 1]; e++) {
+  const Range range = range_of(splits, query, num_indices);
+  for (int64_t e = range.begin; e < range.end; e++) {
     const int64_t j = indices[e];
     if (j < 0 || j >= num_supports) continue;
     const G* s = supports + 3 * j;
@@ -131,7 +134,7 @@ void deform_backward(const Neighborhoods<G, Accumulator<F>>& a, const F* feature
 
 KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
                           int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
-                          const void* modulations, const int32_t* indices, int64_t, const int64_t* splits,
+                          const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                           const void* features, int64_t channels, double extent, int influence, int closest,
                           const void* grad_aggregate, void* grad_points, void* grad_modulations, int device,
                           void* stream) {
@@ -151,6 +154,7 @@ KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t 
                                         kp::narrow(num_kernel_points),
                                         1,
                                         indices,
+                                        num_indices,
                                         splits,
                                         kp::InfluenceRule<R>(influence, closest, extent)};
         kp::deform_backward(a, static_cast<const F*>(features), kp::narrow(channels),
@@ -163,8 +167,8 @@ KP_OP(kp_deform_backward)(int geometry, int dtype, const void* queries, int64_t 
 
 KP_OP(kp_kernel_point_neighbors)(int geometry, const void* queries, int64_t num_queries, const void* supports,
                                  int64_t num_supports, const void* kernel_points, int64_t num_kernel_points,
-                                 const int32_t* indices, int64_t, const int64_t* splits, int32_t* nearest, int device,
-                                 void* stream) {
+                                 const int32_t* indices, int64_t num_indices, const int64_t* splits, int32_t* nearest,
+                                 int device, void* stream) {
   return kp::guarded(device, [&] {
     kp::with_coordinates(geometry, [&](auto coordinate) {
       using G = decltype(coordinate);
@@ -172,7 +176,7 @@ KP_OP(kp_kernel_point_neighbors)(int geometry, const void* queries, int64_t num_
       if (elements)
         KP_LAUNCH((kp::kernel_point_neighbors_kernel<G>), kp::blocks(elements, 256), 256, 0, stream,
                   static_cast<const G*>(queries), num_queries, static_cast<const G*>(supports), num_supports,
-                  static_cast<const G*>(kernel_points), num_kernel_points, indices, splits, nearest);
+                  static_cast<const G*>(kernel_points), num_kernel_points, indices, num_indices, splits, nearest);
     });
   });
 }

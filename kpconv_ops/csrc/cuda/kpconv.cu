@@ -54,8 +54,9 @@ __global__ void __launch_bounds__(warps * warp_size, resident<F>)
   const int pitch = channels * static_cast<int>(sizeof(F));  // in bytes: an address is one multiplication away
 
   R sums[W][4] = {};
-  const int32_t* indices = a.indices + a.splits[query];
-  const int count = static_cast<int>(a.splits[query + 1] - a.splits[query]);
+  const Range range = range_of(a.splits, query, a.num_indices);
+  const int32_t* indices = a.indices + range.begin;
+  const int count = static_cast<int>(range.end - range.begin);
   for (int begin = 0; begin < count; begin += warp_size) {
     batch.fetch(a, query, indices + begin, count - begin);
 #pragma unroll 1
@@ -128,7 +129,7 @@ void aggregate(const Neighborhoods<G, Accumulator<F>>& a, const F* features, int
 
 KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_queries, const void* supports,
                     int64_t num_supports, const void* kernel_points, int64_t num_kernel_points, int points_of,
-                    const void* modulations, const int32_t* indices, int64_t, const int64_t* splits,
+                    const void* modulations, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                     const void* features, int64_t channels, double extent, int influence, int closest, void* aggregate,
                     int device, void* stream) {
   return kp::guarded(device, [&] {
@@ -147,6 +148,7 @@ KP_OP(kp_aggregate)(int geometry, int dtype, const void* queries, int64_t num_qu
                                         kp::narrow(num_kernel_points),
                                         points_of,
                                         indices,
+                                        num_indices,
                                         splits,
                                         kp::InfluenceRule<R>(influence, closest, extent)};
         kp::aggregate(a, static_cast<const F*>(features), kp::narrow(channels), static_cast<F*>(aggregate), stream);

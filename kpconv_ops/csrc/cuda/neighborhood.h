@@ -5,6 +5,7 @@
 // influences are computed where they are used and never leave the registers.
 #pragma once
 #include "core/influence.h"
+#include "core/range.h"
 #include "cuda/cuda.h"
 
 namespace kp {
@@ -27,6 +28,7 @@ struct Neighborhoods {
   const G *kernel_points, *modulations;
   int num_kernel_points, points_of;
   const int32_t* indices;
+  int64_t num_indices;
   const int64_t* splits;
   InfluenceRule<R> rule;
 };

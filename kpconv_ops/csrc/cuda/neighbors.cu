@@ -164,13 +164,20 @@ __global__ void transpose_count_kernel(const int32_t* indices, int64_t num_indic
   if (i < num_indices && indices[i] >= 0 && indices[i] < num_supports) atomicAdd(counts + indices[i], 1);
 }
 
-// A warp a query: its pairs go to the next free places of their supports. Which query comes first is chance.
-__global__ void transpose_fill_kernel(const int32_t* indices, const int64_t* splits, int64_t num_queries,
-                                      int64_t num_supports, unsigned long long* places, int32_t* out) {
+// A warp a query: its pairs go to the next free places of their supports. Which query comes first is chance. Where
+// splits overlap, more pairs come than were counted: they find no place.
+__global__ void transpose_fill_kernel(const int32_t* indices, int64_t num_indices, const int64_t* splits,
+                                      int64_t num_queries, int64_t num_supports, unsigned long long* places,
+                                      const int64_t* out_splits, int32_t* out) {
   const int64_t q = thread_index() / kWarp;
   if (q >= num_queries) return;
-  for (int64_t i = splits[q] + threadIdx.x % kWarp; i < splits[q + 1]; i += kWarp)
-    if (indices[i] >= 0 && indices[i] < num_supports) out[atomicAdd(places + indices[i], 1ull)] = static_cast<int32_t>(q);
+  const Range range = range_of(splits, q, num_indices);
+  for (int64_t i = range.begin + threadIdx.x % kWarp; i < range.end; i += kWarp) {
+    const int32_t support = indices[i];
+    if (support < 0 || support >= num_supports) continue;
+    const auto place = static_cast<int64_t>(atomicAdd(places + support, 1ull));
+    if (place < out_splits[support + 1]) out[place] = static_cast<int32_t>(q);
+  }
 }
 
 // A warp a support: puts its queries in order.
@@ -251,13 +258,14 @@ KP_OP(kp_transpose_count)(const int32_t* indices, int64_t num_indices, const int
   });
 }
 
-KP_OP(kp_transpose_fill)(const int32_t* indices, int64_t, const int64_t* splits, int64_t num_queries,
+KP_OP(kp_transpose_fill)(const int32_t* indices, int64_t num_indices, const int64_t* splits, int64_t num_queries,
                          int64_t num_supports, int64_t, int64_t* places, const int64_t* out_splits, int32_t* out,
                          int device, void* stream) {
   return kp::guarded(device, [=] {
     if (num_queries > 0)
       KP_LAUNCH(kp::transpose_fill_kernel, kp::blocks(num_queries, kp::kWarps), kp::kThreads, 0, stream, indices,
-                splits, num_queries, num_supports, reinterpret_cast<unsigned long long*>(places), out);
+                num_indices, splits, num_queries, num_supports, reinterpret_cast<unsigned long long*>(places),
+                out_splits, out);
     if (num_supports > 0)
       KP_LAUNCH(kp::transpose_sort_kernel, kp::blocks(num_supports, kp::kWarps), kp::kThreads, 0, stream, out_splits,
                 num_supports, out);

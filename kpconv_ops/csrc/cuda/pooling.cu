@@ -1,4 +1,5 @@
 #include "core/pooling.h"
+#include "core/range.h"
 #include "cuda/cuda.h"
 
 namespace kp {
@@ -10,15 +11,16 @@ constexpr int winner_width = V < 4 ? V : 4;
 // A thread a query and V channels.
 template <int V, class F>
 __global__ void max_pool_kernel(const F* features, int64_t num_supports, int64_t channels, const int32_t* indices,
-                                const int64_t* splits, int64_t num_queries, F* values, int32_t* winners) {
+                                int64_t num_indices, const int64_t* splits, int64_t num_queries, F* values,
+                                int32_t* winners) {
   const int64_t query = thread_row(), channel = thread_column() * V;
   if (query >= num_queries || channel >= channels) return;
   Accumulator<F> maximum[V] = {};
   int32_t winner[V];
   for (int v = 0; v < V; v++) winner[v] = -1;
-  const int64_t end = splits[query + 1];
+  const Range range = range_of(splits, query, num_indices);
 #pragma unroll 4
-  for (int64_t e = splits[query]; e < end; e++) {
+  for (int64_t e = range.begin; e < range.end; e++) {
     const int32_t j = indices[e];
     const bool exists = j >= 0 && j < num_supports;
     const auto feature = load_or_zeros<V>(exists, features + j * channels + channel);
@@ -46,14 +48,14 @@ __global__ void max_pool_kernel(const F* features, int64_t num_supports, int64_t
 // A thread a support and V channels.
 template <int V, class F>
 __global__ void max_pool_backward_kernel(const F* gradient, const int32_t* winners, int64_t num_queries,
-                                         int64_t channels, const int32_t* indices, const int64_t* splits,
-                                         int64_t num_supports, F* out) {
+                                         int64_t channels, const int32_t* indices, int64_t num_indices,
+                                         const int64_t* splits, int64_t num_supports, F* out) {
   const int64_t support = thread_row(), channel = thread_column() * V;
   if (support >= num_supports || channel >= channels) return;
   Accumulator<F> sums[V] = {};
-  const int64_t end = splits[support + 1];
+  const Range range = range_of(splits, support, num_indices);
 #pragma unroll 4
-  for (int64_t e = splits[support]; e < end; e++) {
+  for (int64_t e = range.begin; e < range.end; e++) {
     const int64_t query = indices[e];
     if (query < 0 || query >= num_queries) continue;
     const int64_t row = query * channels + channel;
@@ -77,8 +79,8 @@ __global__ void max_pool_backward_kernel(const F* gradient, const int32_t* winne
 }  // namespace kp
 
 KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
-                   int64_t, const int64_t* splits, int64_t num_queries, void* values, int32_t* winners, int device,
-                   void* stream) {
+                   int64_t num_indices, const int64_t* splits, int64_t num_queries, void* values, int32_t* winners,
+                   int device, void* stream) {
   return kp::guarded(device, [&] {
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
@@ -87,14 +89,15 @@ KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_
         const kp::RowLaunch launch(num_queries, channels / V);
         if (!launch.empty())
           KP_LAUNCH((kp::max_pool_kernel<V, F>), launch.grid, launch.block, 0, stream, static_cast<const F*>(features),
-                    num_supports, channels, indices, splits, num_queries, static_cast<F*>(values), winners);
+                    num_supports, channels, indices, num_indices, splits, num_queries, static_cast<F*>(values),
+                    winners);
       });
     });
   });
 }
 
 KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winners, int64_t num_queries,
-                            int64_t channels, const int32_t* indices, int64_t, const int64_t* splits,
+                            int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                             int64_t num_supports, void* out, int device, void* stream) {
   return kp::guarded(device, [&] {
     kp::with_features(dtype, [&](auto feature) {
@@ -104,8 +107,8 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
         const kp::RowLaunch launch(num_supports, channels / V);
         if (!launch.empty())
           KP_LAUNCH((kp::max_pool_backward_kernel<V, F>), launch.grid, launch.block, 0, stream,
-                    static_cast<const F*>(gradient), winners, num_queries, channels, indices, splits, num_supports,
-                    static_cast<F*>(out));
+                    static_cast<const F*>(gradient), winners, num_queries, channels, indices, num_indices, splits,
+                    num_supports, static_cast<F*>(out));
       });
     });
   });
