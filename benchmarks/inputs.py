@@ -8,6 +8,7 @@ from dsp_sparse.data.rooms import make_room
 from kpconv_ops import grid_subsample
 
 SEED = 0
+SMALL = 2000  # raw points where only the kind of work matters
 ROOM = 4  # a large office; its number decides its kind and furniture
 
 # Seen from these places in the room, as shares of its size, the nearest points make up the balls of the networks.

@@ -3,29 +3,64 @@
 A small call of the same kind comes first, so that loading libraries and starting threads is not counted.
 """
 
+import contextlib
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import signal
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 from . import suites
+from .inputs import SMALL
 from .measure import peak_bytes
 from .row import Contender
-
-SMALL = 2000  # raw points of the small call
 
 
 def measured_apart(suite: str, row: str, contender: str, inputs: Path, with_peers: bool) -> int:
     """Peak memory in bytes of the contender of that name. `inputs`: the suite's inputs, written by torch.save.
 
     Raises:
-        RuntimeError: the process ended early, as for want of memory.
+        RuntimeError: the implementation failed, or the process ended early, as for want of memory.
     """
     context = multiprocessing.get_context("forkserver")  # a server forks off processes that have used no thread yet
     context.set_forkserver_preload([f"{suites.__name__}.{suite}"])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_measure, suite, row, contender, inputs, with_peers, torch.get_num_threads()).result()
+    _start_server()
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, suite, row, contender, inputs, with_peers, torch.get_num_threads())
+    process = context.Process(target=_answer, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"its process ended early, with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, RuntimeError):
+        raise answer
+    return answer
+
+
+def _start_server() -> None:
+    """Start the server, and with it the processes it forks, deaf to Ctrl-C: this process ends them."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _answer(sender: Connection, *arguments) -> None:
+    try:
+        answer = _measure(*arguments)
+    except Exception as error:  # as text, for not every exception can be sent
+        answer = RuntimeError(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(BrokenPipeError):  # interrupted meanwhile: nobody waits for it
+        sender.send(answer)
 
 
 def _measure(suite: str, row: str, contender: str, inputs: Path, with_peers: bool, threads: int) -> int:

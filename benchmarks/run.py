@@ -1,8 +1,9 @@
-"""Run a suite: check that all implementations agree, time them in turns, measure their memory, write down all of it."""
+"""Run a suite: check that all implementations agree, time them in turns, measure their memory, print all of it."""
 
 import datetime
 import importlib.metadata
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,8 @@ from pathlib import Path
 import torch
 
 from dsp_sparse import __version__
-from dsp_sparse.errors import UserError
 
-from . import inputs, measure, peers, suites
+from . import inputs, measure, peers, suites, table
 from .memory import measured_apart
 from .row import OURS, Row
 
@@ -24,9 +24,8 @@ def run(
     repeats: int,
     with_peers: bool,
     only: list[str] | None = None,
-    show: Callable[[dict], None] = lambda row: None,
 ) -> dict:
-    """The report of a suite, as written to JSON.
+    """Print the report of a suite row by row, what is being measured to stderr, and return it as written to JSON.
 
     Args:
         suite: one of `suites.NAMES`.
@@ -35,17 +34,11 @@ def run(
         repeats: measurements of each implementation; slow ones are measured fewer times, but at least four.
         with_peers: whether other libraries are measured too.
         only: names of the rows to measure, None for all.
-        show: called with the report of every row as soon as it is measured.
-
-    Raises:
-        UserError: `only` names an unknown row.
     """
+    progress("making the inputs and measuring the machine…")
     module = suites.load(suite)
     made = module.inputs(points)
-    rows = module.rows(made, device, with_peers)
-    unknown = set(only or ()) - {row.name for row in rows}
-    if unknown:
-        raise UserError(f"--rows must be among {', '.join(row.name for row in rows)}; got {', '.join(sorted(unknown))}")
+    rows = [row for row in module.rows(made, device, with_peers) if not only or row.name in only]
     machine = measure.machine(device)
     report = {
         "suite": suite,
@@ -57,12 +50,12 @@ def run(
         "repeats": repeats,
         "rows": [],
     }
+    print(table.head(report), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "inputs.pt"
         torch.save(made, saved)
-        for row in rows:
-            if only and row.name not in only:
-                continue
+        for number, row in enumerate(rows, start=1):
+            progress(f"measuring {row.name}… ({number} of {len(rows)})")
 
             def peak(name: str, call: measure.Call, row=row) -> int:
                 if device == "cuda":
@@ -70,8 +63,12 @@ def run(
                 return measured_apart(suite, row.name, name, saved, with_peers)
 
             report["rows"].append(measured(row, device, machine, repeats, peak))
-            show(report["rows"][-1])
+            print(table.plain(report["rows"][-1]), flush=True)
     return report
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[[str, measure.Call], int]) -> dict:
@@ -112,15 +109,15 @@ def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[
 
 
 def _relate(results: dict[str, dict], floor: float) -> None:
-    """Ratios to ours, and the floor's share of the time. Memory below one MiB counts as one: it is not known better."""
+    """Ratios to ours, and the floor's share of the time. None of memory below one MiB: it is not known well enough."""
     ours = results[OURS]
     for result in results.values():
         if "seconds" in result:
             result["floor_share"] = floor / result["seconds"]["median"]
             if "seconds" in ours:
                 result["time_ratio"] = result["seconds"]["median"] / ours["seconds"]["median"]
-        if "peak_bytes" in result and "peak_bytes" in ours:
-            result["memory_ratio"] = max(result["peak_bytes"], 1 << 20) / max(ours["peak_bytes"], 1 << 20)
+        if min(result.get("peak_bytes", 0), ours.get("peak_bytes", 0)) >= 1 << 20:
+            result["memory_ratio"] = result["peak_bytes"] / ours["peak_bytes"]
 
 
 def _status(error: Exception) -> str:

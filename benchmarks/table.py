@@ -1,10 +1,16 @@
 """Reports as text: a table for the terminal, a table for Markdown."""
 
-HEADER = ("", "time", "ratio", "peak extra", "ratio", "of floor", "differs")
+from .row import OURS
+
+COLUMNS = ("time", "time ÷ ours", "peak memory", "memory ÷ ours", "% of machine peak", "difference")
+LEGEND = (
+    "÷ ours: how many times ours; % of machine peak: 100% is what the rates above allow; difference: from our result"
+)
+NAME_WIDTH = 34
 
 
 def cells(result: dict) -> list[str]:
-    """One implementation: name, time, its ratio to ours, peak extra memory, its ratio, floor's share, difference."""
+    """One implementation: its name and the columns, or its name and why it was not measured."""
     if result["status"] != "measured":
         reason = f": {result['reason']}" if result["status"] == "failed" else ""
         return [result["name"], f"{result['status']}{reason}"]
@@ -12,14 +18,17 @@ def cells(result: dict) -> list[str]:
     def shown(key: str, text) -> str:
         return text(result[key]) if key in result else "–"
 
+    def compared(key: str, text) -> str:
+        return "–" if result["name"] == OURS else shown(key, text)
+
     return [
         result["name"],
         duration(result["seconds"]["median"]),
-        shown("time_ratio", "{:.1f}×".format),
+        compared("time_ratio", "{:.1f}×".format),
         shown("peak_bytes", lambda size: f"{size / 2**20:.1f} MiB"),
-        shown("memory_ratio", "{:.1f}×".format),
-        shown("floor_share", "{:.0%}".format),
-        shown("difference", "{:.0e}".format),
+        compared("memory_ratio", "{:.1f}×".format),
+        shown("floor_share", lambda share: f"{share:.0%}" if share >= 0.01 else "<1%"),
+        compared("difference", lambda difference: f"{difference:.0e}" if difference else "0"),
     ]
 
 
@@ -27,43 +36,45 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f} ms"
 
 
+def head(report: dict) -> str:
+    """What stands above the rows, for the terminal: machine, sizes, columns and what they mean."""
+    return "\n".join([*facts(report), "", _aligned(["", *COLUMNS]), LEGEND, ""])
+
+
 def plain(row: dict) -> str:
     """A row of a report, for the terminal."""
-    lines = [(row["name"], *HEADER[1:])]
-    lines += [(f"  {name}", *rest) for name, *rest in map(cells, row["implementations"])]
-    return "\n".join(_aligned(line) for line in lines) + "\n"
+    lines = [[f"  {name}", *rest] for name, *rest in map(cells, row["implementations"])]
+    return "\n".join([row["name"], *map(_aligned, lines)]) + "\n"
 
 
-def _aligned(line: tuple[str, ...]) -> str:
+def _aligned(line: list[str]) -> str:
     name, *rest = line
     if len(rest) == 1:
-        return f"{name:36} {rest[0]}"
-    return f"{name:36}" + "".join(f"{text:>12}" for text in rest)
+        return f"{name:{NAME_WIDTH}} {rest[0]}"
+    widths = [max(len(column), 9) + 2 for column in COLUMNS]
+    return f"{name:{NAME_WIDTH}}" + "".join(f"{text:>{width}}" for text, width in zip(rest, widths, strict=True))
 
 
-def heading(report: dict) -> str:
-    """Where and with what a report was measured, in one line."""
-    device, made = report["device"], report["inputs"]
-    threads = f", {device['threads']} threads" if device["kind"] == "cpu" else ""
-    machine = report["machine"]
+def facts(report: dict) -> list[str]:
+    """Where, with what, on what and when a report was measured."""
+    device, machine = report["device"], report["machine"]
+    threads = f", {device['threads']} thread{'s' * (device['threads'] > 1)}" if device["kind"] == "cpu" else ""
     rates = [f"{dtype} products {machine[dtype] / 1e9:,.0f} GFLOP/s" for dtype in machine if dtype != "copy"]
-    return "; ".join(
-        [
-            f"{device['name']}{threads}",
-            ", ".join([*rates, f"copy {machine['copy'] / 1e9:,.0f} GB/s"]),
-            ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-            ", ".join(f"{name} {value:,}" for name, value in made.items()),
-            report["date"][:10],
-        ]
-    )
+    return [
+        f"{device['name']}{threads}",
+        ", ".join([*rates, f"copy {machine['copy'] / 1e9:,.0f} GB/s"]),
+        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        ", ".join(f"{name} {value:,}" for name, value in report["inputs"].items()),
+        report["date"][:10],
+    ]
 
 
 def markdown(report: dict) -> str:
     """A report as one Markdown table."""
-    lines = [heading(report), "", "| | " + " | ".join(HEADER[1:]) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines = ["; ".join(facts(report)), "", "| | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     for row in report["rows"]:
-        lines.append(f"| **{row['name']}** |" + " |" * (len(HEADER) - 1))
+        lines.append(f"| **{row['name']}** |" + " |" * len(COLUMNS))
         for result in row["implementations"]:
             row_cells = cells(result)
-            lines.append("| " + " | ".join(row_cells + [""] * (len(HEADER) - len(row_cells))) + " |")
+            lines.append("| " + " | ".join(row_cells + [""] * (1 + len(COLUMNS) - len(row_cells))) + " |")
     return "\n".join(lines) + "\n"

@@ -14,12 +14,14 @@ from .backbones import BACKBONES, build_backbone
 from .backbones.engines import ENGINES
 from .ragged import Ragged
 
+OPTIONAL = {"matplotlib": "not installed, optional: pip install 'dsp-sparse[report]'"}
+
 
 def diagnose() -> int:
     """Print one line a part: name, `ok` or `no`, and a detail or the reason. Returns 1 if a CPU part is broken."""
     print(f"dsp-sparse {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in ("torch", "numpy", "scipy", "plyfile", "matplotlib"):
-        attempt(package, lambda p=package: importlib.metadata.version(p))
+        attempt(package, lambda p=package: find_version(p))
     broken = not attempt("kernels on cpu", lambda: try_kernels("cpu"))
     attempt("kernels on cuda", lambda: try_kernels("cuda"))
     for index in range(torch.cuda.device_count()):
@@ -39,6 +41,14 @@ def attempt(name: str, trial: Callable[[], str]) -> bool:
         detail, works = " ".join(str(error).split()) or type(error).__name__, False
     print(f"{name:18} {'ok' if works else 'no':3} {detail}", flush=True)
     return works
+
+
+def find_version(package: str) -> str:
+    """The version installed, or how to install it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeError(OPTIONAL.get(package, "not installed, but required")) from None
 
 
 def try_kernels(device: str) -> str:

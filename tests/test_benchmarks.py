@@ -1,11 +1,16 @@
 """The benchmarks measure what they say: same results from every implementation, honest memory, complete reports."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from benchmarks import document, suites, table
+from benchmarks import __main__, document, suites, table
 from benchmarks.__main__ import main
 from benchmarks.measure import peak_bytes
 from benchmarks.memory import measured_apart
@@ -55,6 +60,12 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     assert result < peak < 20 * result
 
 
+def test_why_memory_was_not_measured(tmp_path):
+    """What goes wrong in the other process is an error here that says so."""
+    with pytest.raises(RuntimeError, match=r"FileNotFoundError.*missing\.pt"):
+        measured_apart("ops", "Neighbors.transposed", OURS, tmp_path / "missing.pt", False)
+
+
 def test_report_and_its_file(tmp_path, capsys):
     """A run writes what its table shows: times, memory, ratios to ours, the floor, versions and seed."""
     out = tmp_path / "report.json"
@@ -67,7 +78,7 @@ def test_report_and_its_file(tmp_path, capsys):
     assert report["inputs"]["raw points"] == POINTS and report["inputs"]["seed"] == 0
     (row,) = report["rows"]
     ours, book = row["implementations"]
-    assert ours["time_ratio"] == ours["memory_ratio"] == 1
+    assert ours["time_ratio"] == 1
     for result in (ours, book):
         assert result["status"] == "measured"
         times = result["seconds"]
@@ -75,9 +86,58 @@ def test_report_and_its_file(tmp_path, capsys):
         assert result["floor_share"] == row["floor"]["seconds"] / times["median"]
         assert result["time_ratio"] == times["median"] / ours["seconds"]["median"]
         assert result["peak_bytes"] >= 0
-    printed = capsys.readouterr().out
-    assert table.plain(row) in printed and table.heading(report) in printed
+    printed = capsys.readouterr()
+    assert printed.out.startswith(table.head(report)) and table.plain(row) in printed.out
+    assert "measuring Neighbors.transposed… (1 of 1)" in printed.err
     assert all(result["name"] in table.markdown(report) for result in (ours, book))
+
+
+def test_only_a_full_run_replaces_published_results(tmp_path, monkeypatch, capsys):
+    """The file behind the documented tables is written with all rows, points and repeats, and not otherwise."""
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path)
+    monkeypatch.setattr(__main__, "run", lambda *arguments: {"arguments": arguments})
+    for toy in (["--points", "4000"], ["--repeats", "1"], ["--rows", "pyramid of a ball"]):
+        assert main(["pyramid", *toy]) == 0
+        assert not list(tmp_path.iterdir()) and "no file will be written" in capsys.readouterr().err
+    assert main(["pyramid"]) == 0
+    (written,) = tmp_path.iterdir()
+    assert re.fullmatch(r"pyramid-[a-z0-9-]+\.json", written.name)
+
+
+def test_help_lists_the_rows(capsys):
+    """Whoever reads --help knows what --rows takes."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for suite in suites.NAMES for name in suites.row_names(suite, "cpu"))
+
+
+def test_table_leaves_out_what_says_nothing():
+    """Ours is not compared with itself, nor memory that is too little to be measured; equal results differ by 0."""
+    tensor = torch.ones(1)
+    contenders = [Contender(name, lambda: lambda: (tensor,)) for name in (OURS, "lean", "large")]
+    peaks = {OURS: 2 << 20, "lean": 1 << 18, "large": 6 << 20}
+    row = Row("a row", Work(1, 1), contenders)
+    report = measured(row, "cpu", {"float32": 1e12, "copy": 1e12}, 2, lambda name, call: peaks[name])
+    ours, lean, large = map(table.cells, report["implementations"])
+    assert (ours[2], ours[4], ours[6]) == ("–", "–", "–")
+    assert (lean[4], lean[6]) == ("–", "0")
+    assert (large[3], large[4], large[5]) == ("6.0 MiB", "3.0×", "<1%")
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C, which a terminal sends to all processes of a run, ends it with one line, exit code 130 and no file."""
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "benchmarks", "ops", "--points", "4000", "--out", str(out)]
+    root = document.PAGE.parents[1]
+    run = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with run:
+        for line in run.stderr:
+            if line.startswith("measuring"):
+                break
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.stderr.read() == "interrupted: nothing was written\n"
+    assert run.returncode == 130 and not out.exists()
 
 
 def test_missing_failing_and_wrong_implementations_are_reported():
@@ -113,14 +173,29 @@ def test_missing_failing_and_wrong_implementations_are_reported():
         (["ops", "--points", "10"], "--points must be at least 1000, got 10"),
         (["ops", "--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["opera"], "opera"),
+        (["ops", "--out", ""], "--out must name a file, got ''"),
+        (["ops", "--out", "{folder}"], "--out must name a file, got '{folder}'"),
+        (["ops", "--out", "{folder}/file/x.json"], "--out: {folder}/file/x.json cannot be written"),
     ],
 )
-def test_mistakes_are_one_line_errors(arguments, message, capsys):
-    """A mistake ends with exit code 2 and a line that names it."""
+def test_mistakes_are_one_line_errors(arguments, message, tmp_path, monkeypatch, capsys):
+    """A mistake ends with exit code 2 and a line that names it, before anything is measured."""
+    monkeypatch.setattr(__main__, "run", None)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as exit:
-        main(arguments)
+        main([argument.format(folder=tmp_path) for argument in arguments])
     assert exit.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message.format(folder=tmp_path) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_missing_results_are_a_one_line_error(tmp_path, monkeypatch, capsys):
+    """The page is not touched when one of its tables has no file."""
+    monkeypatch.setattr(document, "RESULTS", tmp_path)
+    before = document.PAGE.stat().st_mtime_ns
+    assert document.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "ops-amd-epyc.json") in line and "`python -m benchmarks ops`" in line
+    assert document.PAGE.stat().st_mtime_ns == before
 
 
 def test_documented_tables_are_those_of_the_results():

@@ -11,8 +11,16 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from ..inputs import SMALL
+
 NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def row_names(suite: str, device: str) -> list[str]:
+    """Names of the rows of a suite; they do not depend on the number of points."""
+    module = load(suite)
+    return [row.name for row in module.rows(module.inputs(SMALL), device, False)]
