@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_length, check_tensor
+from ._once import differentiable_once
 from ._precision import accumulator, autocast
 from .kpconv import (
     GEOMETRY,
@@ -283,6 +284,7 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("kpconv_ops::deformable_kpconv", _backward, setup_context=_setup)
+differentiable_once("deformable_kpconv_backward")
 
 
 # The gradient costs little beside the value, and keeping it costs less than what autograd would keep.
@@ -315,11 +317,24 @@ def _repulsion_fake(points, extent, repulse_extent):
 
 def _repulsion_setup(ctx, inputs, output):
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(output[1], inputs[0])
 
 
 def _repulsion_backward(ctx, grad, _):
-    return grad * ctx.saved_tensors[0], None, None
+    return torch.ops.kpconv_ops.repulsion_backward(grad, *ctx.saved_tensors), None, None
 
 
 torch.library.register_autograd("kpconv_ops::repulsion", _repulsion_backward, setup_context=_repulsion_setup)
+
+
+# An operator that takes the kernel points, which its result depends on, so that autograd knows.
+torch.library.define("kpconv_ops::repulsion_backward", "(Tensor grad, Tensor slopes, Tensor kernel_points) -> Tensor")
+
+
+@torch.library.impl("kpconv_ops::repulsion_backward", ("cpu", "cuda"))
+def _repulsion_backward_kernel(grad, slopes, kernel_points):
+    return grad * slopes
+
+
+torch.library.register_fake("kpconv_ops::repulsion_backward", _repulsion_backward_kernel)
+differentiable_once("repulsion_backward")

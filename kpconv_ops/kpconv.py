@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_choice, check_positive, check_tensor
+from ._once import differentiable_once
 from ._precision import accumulator, add_products, autocast
 from .neighbors import Neighbors, check_neighbors
 
@@ -278,3 +279,4 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("kpconv_ops::kpconv", _backward, setup_context=_setup)
+differentiable_once("kpconv_backward")

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_tensor
+from ._once import differentiable_once
 from .neighbors import Neighbors, check_neighbors
 
 
@@ -110,3 +111,4 @@ def _backward(ctx, grad, _):
 
 
 torch.library.register_autograd("kpconv_ops::max_pool", _backward, setup_context=_setup)
+differentiable_once("max_pool_backward")

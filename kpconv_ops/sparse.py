@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_size, check_tensor
+from ._once import differentiable_once
 from ._precision import accumulator, add_product, autocast
 from .voxels import KernelMap, splits_of
 
@@ -180,3 +181,4 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("kpconv_ops::sparse_conv", _backward, setup_context=_setup)
+differentiable_once("sparse_conv_backward")

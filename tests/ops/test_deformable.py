@@ -298,17 +298,47 @@ def test_a_batch_equals_its_samples_one_by_one(device):
         query, support = q.stop, s.stop
 
 
-def test_the_same_bits_on_every_run_and_for_any_number_of_threads(device):
+def test_the_same_bits_on_every_run_with_the_same_number_of_threads(device):
     sizes = [(8, 15)] if _native.on_cuda(torch.empty(0)) else [(300, 400)]  # the emulator is slow and has one thread
     args = converted(problem(sizes, (8, 8)), device, torch.float32, torch.float32) | {"extent": EXTENT}
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 2):
-            torch.set_num_threads(count)
+        torch.set_num_threads(2)
+        for _ in range(3):
             results.append(with_gradients(deformable_kpconv, args))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(other[name], value) for other in results[1:] for name, value in results[0].items())
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_second_derivative_is_an_error(device, name):
+    """It would count as zero, also where a loss is linear in the result."""
+    args = converted(problem([(8, 15)]), device)
+    args[name].requires_grad_()
+    (first,) = torch.autograd.grad(
+        deformable_kpconv(**args, extent=EXTENT).square().sum(), args[name], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"^deformable_kpconv can be differentiated only once$"):
+        torch.autograd.grad(first.sum() + args[name].sum(), args[name])
+
+
+def test_a_second_derivative_of_the_repulsive_loss_is_an_error(device):
+    args = converted(problem([(8, 15)]), device)
+    offsets = args["offsets"].requires_grad_()
+    loss = repulsive_loss(args["kernel_points"], offsets, EXTENT)
+    (first,) = torch.autograd.grad(loss, offsets, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^repulsion can be differentiated only once$"):
+        torch.autograd.grad(first.sum() + offsets.sum(), offsets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_repulsive_loss_of_half_precision_is_formed_in_float32(device, dtype):
+    args = converted(problem([(8, 15)]), device, coordinates=dtype)
+    loss = repulsive_loss(args["kernel_points"], args["offsets"], EXTENT)
+    wide = repulsive_loss(args["kernel_points"].double(), args["offsets"].double(), EXTENT)
+    assert loss.dtype == torch.float32 and wide.dtype == torch.float64
+    torch.testing.assert_close(loss.double(), wide, rtol=1e-5, atol=0)
 
 
 def test_peak_memory_is_one_chunk(device, monkeypatch):

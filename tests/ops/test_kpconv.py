@@ -252,7 +252,8 @@ def test_a_batch_equals_its_samples_one_by_one(device):
         query, support = query + num_queries, support + num_supports
 
 
-def test_the_same_bits_on_every_run_and_for_any_number_of_threads(device):
+def test_the_same_bits_on_every_run(device):
+    """With the same number of threads; that of the aggregates does not matter."""
     # The emulator is slow and has one thread. Elsewhere several chunks.
     emulated = _native.on_cuda(torch.empty(0)) and device.type == "cpu"
     sizes, channels = ([(8, 15)], (8, 8)) if emulated else ([(2500, 3000)], (64, 64))
@@ -261,10 +262,27 @@ def test_the_same_bits_on_every_run_and_for_any_number_of_threads(device):
     try:
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            results.append(with_gradients(kpconv, *args, 0.2))
+            results.append((with_gradients(kpconv, *args, 0.2), aggregates(*args[:5])))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    (_, once), (whole, twice), (again, _) = results
+    assert all(map(torch.equal, whole, again)) and torch.equal(once, twice)
+
+
+def aggregates(features, queries, supports, nb, kernel):
+    chunks = sys.modules["kpconv_ops.kpconv"]._aggregates(
+        features, None, queries, supports, kernel.to(queries.dtype), 0, nb.indices, nb.splits, 0.2, "linear", "sum"
+    )
+    return torch.cat([aggregate.clone() for _, aggregate in chunks])
+
+
+def test_a_second_derivative_is_an_error(device):
+    """It would count as zero, also where a loss is linear in the result."""
+    features, *geometry, weights = moved(device, *problem([(8, 15)]))
+    features.requires_grad_(), weights.requires_grad_()
+    (first,) = torch.autograd.grad(kpconv(features, *geometry, weights, 0.2).sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^kpconv can be differentiated only once$"):
+        torch.autograd.grad(first.square().sum() + features.sum() + weights.sum(), weights)
 
 
 def test_peak_memory_is_one_chunk(device, monkeypatch):

@@ -92,6 +92,14 @@ def test_non_contiguous_features(device):
         assert torch.equal(result, value)
 
 
+def test_a_second_derivative_is_an_error(device):
+    features, nb = moved(device, *problem())
+    features.requires_grad_()
+    (first,) = torch.autograd.grad(max_pool(features, nb).square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^max_pool can be differentiated only once$"):
+        torch.autograd.grad(first.sum() + features.sum(), features)
+
+
 def test_the_same_bits_for_any_number_of_threads(device):
     features, nb = moved(device, *problem([(20, 30)] if _native.on_cuda(torch.empty(0)) else [(400, 600)], 3))
     threads, results = torch.get_num_threads(), []

@@ -270,15 +270,25 @@ def test_a_batch_equals_its_samples_one_by_one(device):
     torch.testing.assert_close(whole, torch.cat(parts))
 
 
-def test_the_same_bits_for_any_number_of_threads_and_in_bounded_chunks(device, monkeypatch):
-    """Threads change no bit; chunks of any size join to the same result, and no chunk is larger than asked for."""
+def test_a_second_derivative_is_an_error(device):
+    """It would count as zero, also where a loss is linear in the result."""
+    coords, offsets = on(device, *voxels((20,)))
+    pairs = kernel_map(coords, offsets, coords, offsets, 1)
+    features, weights = (each.requires_grad_() for each in on(device, draw(len(coords), 3), draw(1, 3, 4)))
+    (first,) = torch.autograd.grad(sparse_conv(features, weights, pairs).sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^sparse_conv can be differentiated only once$"):
+        torch.autograd.grad(first.square().sum() + weights.sum(), weights)
+
+
+def test_the_same_bits_on_every_run_and_bounded_chunks(device, monkeypatch):
+    """Runs of as many threads agree; chunks of any size join to the result, and none is larger than asked for."""
     coords, offsets = on(device, *voxels((100,) if _native.on_cuda(torch.empty(0)) else (900,), extent=9))
     pairs = kernel_map(coords, offsets, coords, offsets, 3)
     args = *on(device, draw(len(coords), 3, dtype=torch.float32), draw(27, 3, 4, dtype=torch.float32)), pairs
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
+        torch.set_num_threads(2)
+        for _ in range(2):
             results.append(with_gradients(sparse_conv, *args))
     finally:
         torch.set_num_threads(threads)
