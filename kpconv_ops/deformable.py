@@ -332,9 +332,9 @@ torch.library.define("kpconv_ops::repulsion_backward", "(Tensor grad, Tensor slo
 
 
 @torch.library.impl("kpconv_ops::repulsion_backward", ("cpu", "cuda"))
-def _repulsion_backward_kernel(grad, slopes, kernel_points):
+@torch.library.register_fake("kpconv_ops::repulsion_backward")
+def _repulsion_gradient(grad, slopes, kernel_points):
     return grad * slopes
 
 
-torch.library.register_fake("kpconv_ops::repulsion_backward", _repulsion_backward_kernel)
 differentiable_once("repulsion_backward")

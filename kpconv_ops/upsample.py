@@ -16,7 +16,8 @@ class Upsampling:
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, a negative number of supports.
+        ValueError: a wrong shape, a negative number of supports. `transposed` raises it, on the CPU, for rows outside
+            [0, num_supports).
     """
 
     rows: Tensor  # [N] int64

@@ -65,7 +65,10 @@ class KPFCNNConfig:
             raise UserError(f"first_width must be a positive multiple of 4, got {self.first_width}")
         if len(self.blocks) < 2 or min(self.blocks) < 1:
             raise UserError(f"blocks must hold at least two levels of at least one block, got {self.blocks}")
-        for level in self.deformable_levels:
+        levels = self.deformable_levels
+        if not isinstance(levels, (list, tuple)) or any(type(level) is not int for level in levels):
+            raise UserError(f"deformable_levels must be a list of levels, e.g. [1], got {levels!r}")
+        for level in levels:
             if not 0 <= level < len(self.blocks):
                 raise UserError(f"deformable_levels must be from 0 to {len(self.blocks) - 1}, got {level}")
         check_tap_stage(self.tap_stage, len(self.blocks) - 1)

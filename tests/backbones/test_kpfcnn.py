@@ -179,6 +179,10 @@ def test_network_against_the_reference_operators(deformable, modulated):
         ({"first_width": 30}, "first_width must be a positive multiple of 4, got 30"),
         ({"deform_radius": 0.0}, "deform_radius must be positive, got 0.0"),
         ({"deformable_levels": (3, 5)}, "deformable_levels must be from 0 to 4, got 5"),
+        *(
+            ({"deformable_levels": levels}, rf"deformable_levels must be a list of levels, e.g. \[1\], got {got}$")
+            for levels, got in ((1, "1"), (None, "None"), ((1.5,), r"\(1.5,\)"), (("1",), r"\('1',\)"))
+        ),
         ({"blocks": (2,)}, "blocks must hold at least two levels"),
         ({"blocks": (1, 0)}, "blocks must hold at least two levels of at least one block"),
         ({"influence": "cubic"}, "influence must be one of linear, constant, gaussian; got 'cubic'"),
