@@ -13,8 +13,8 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
     """Maximum of the features over each neighbourhood, channel by channel.
 
     A query without neighbours gets zeros; a NaN in a neighbourhood gives NaN. The gradient goes to the neighbour that
-    the maximum comes from, the first one of `nb` in a tie. It can be differentiated
-    once. The result is the same on every run and for any number of threads.
+    the maximum comes from, the first one of `nb` in a tie. It can be differentiated once. The result
+    is the same on every run and for any number of threads.
 
     Args:
         features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
