@@ -40,7 +40,7 @@ struct InfluenceRule {
   // neighbour, it is the gradient of the influence with respect to the kernel point. 0 where they coincide.
   KP_HD G slope(G squared_distance, G strength) const {
     switch (kind) {
-      case Influence::linear: return squared_distance > 0 ? inverse_extent / sqrt(squared_distance) : 0;
+      case Influence::linear: return squared_distance > 0 ? inverse_extent / std::sqrt(squared_distance) : 0;
       case Influence::constant: return 0;
       default: return 2 * inverse_two_sigma2 * strength;
     }

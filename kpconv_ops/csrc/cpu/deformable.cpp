@@ -19,6 +19,18 @@ struct Deformation {
   G *grad_points, *grad_modulations;
 };
 
+// The sum of N elements, half by half; without a loop over the halves these stay in registers.
+template <int64_t N, class A>
+KP_WIDE_BODY A sum_of(A* values) {
+  if constexpr (N == 1) {
+    return values[0];
+  } else {
+#pragma omp simd
+    for (int64_t l = 0; l < N / 2; l++) values[l] += values[l + N / 2];
+    return sum_of<N / 2>(values);
+  }
+}
+
 // Always summed in the same order, whatever the vector width.
 template <class A>
 KP_WIDE_BODY A dot(const A* left, const A* right, int64_t size) {
@@ -26,9 +38,7 @@ KP_WIDE_BODY A dot(const A* left, const A* right, int64_t size) {
   for (int64_t start = 0; start < size; start += lanes<A>)
 #pragma omp simd
     for (int64_t l = 0; l < lanes<A>; l++) sum[l] += left[start + l] * right[start + l];
-  for (int64_t half = lanes<A> / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; l++) sum[l] += sum[l + half];
-  return sum[0];
+  return sum_of<lanes<A>>(sum);
 }
 
 template <class G, class F>

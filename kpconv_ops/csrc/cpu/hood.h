@@ -37,6 +37,9 @@ struct Hood {
   std::vector<uint64_t> acting;
   std::vector<G> strength;
 
+  // Of a block of neighbours with kernel points of their own: [3 * points, block] and [points, block].
+  std::vector<G> own_points, own_modulations;
+
   KP_WIDE_BODY void gather(const G* query, const G* supports, const int32_t* first, const int32_t* last) {
     count = last - first;
     size = (count + block<G> - 1) / block<G> * block<G>;
@@ -120,11 +123,13 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
                               const InfluenceRule<G>& rule) {
   constexpr int64_t width = block<G>, step = own ? width : 1;
   using Bits = std::conditional_t<sizeof(G) == 4, uint32_t, uint64_t>;  // a vector of it is as long as one of G
-  constexpr int64_t own_size = own ? max_kernel_points * width : 1;
-  alignas(64) G own_points[3 * own_size], own_modulations[own_size];
   const int64_t pairs = kernel.count * hood.size;
   if (static_cast<int64_t>(hood.strength.size()) < pairs) hood.strength.resize(pairs);
   hood.acting.assign(kernel.count * hood.words, 0);
+  if constexpr (own) {
+    hood.own_points.resize(3 * kernel.count * width);
+    hood.own_modulations.resize(kernel.count * width);
+  }
 
   for (int64_t start = 0; start < hood.size; start += width) {
     const G *x = hood.x.data() + start, *y = hood.y.data() + start, *z = hood.z.data() + start;
@@ -133,11 +138,11 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
     if constexpr (own) {
       for (int64_t l = 0; l < valid; l++) {
         const KernelPoints<G> set = kernel.of(first[start + l]);
-        for (int t = 0; t < 3 * kernel.count; t++) own_points[t * width + l] = set.points[t];
-        for (int p = 0; p < kernel.count && modulations; p++) own_modulations[p * width + l] = set.modulations[p];
+        for (int t = 0; t < 3 * kernel.count; t++) hood.own_points[t * width + l] = set.points[t];
+        for (int p = 0; p < kernel.count && modulations; p++) hood.own_modulations[p * width + l] = set.modulations[p];
       }
-      points = own_points;
-      if (modulations) modulations = own_modulations;
+      points = hood.own_points.data();
+      if (modulations) modulations = hood.own_modulations.data();
     }
 
     alignas(64) G squared[width], smallest[width];
