@@ -6,7 +6,7 @@ namespace kp {
 
 enum class Influence : int { linear = 0, constant = 1, gaussian = 2 };
 
-// Bounds the scratch memory of a neighbour on both devices; kpconv.py checks it.
+// Bounds the scratch memory of a block of neighbours on the CPU; kpconv.py checks it.
 constexpr int max_kernel_points = 64;
 
 // What the geometry needs besides positions, prepared once a call.

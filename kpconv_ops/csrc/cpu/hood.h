@@ -38,7 +38,7 @@ struct Hood {
   std::vector<G> strength;
 
   // Of a block of neighbours with kernel points of their own: [3 * points, block] and [points, block].
-  std::vector<G> own_points, own_modulations;
+  alignas(64) G own_points[3 * max_kernel_points * block<G>] = {}, own_modulations[max_kernel_points * block<G>] = {};
 
   KP_WIDE_BODY void gather(const G* query, const G* supports, const int32_t* first, const int32_t* last) {
     count = last - first;
@@ -126,10 +126,6 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
   const int64_t pairs = kernel.count * hood.size;
   if (static_cast<int64_t>(hood.strength.size()) < pairs) hood.strength.resize(pairs);
   hood.acting.assign(kernel.count * hood.words, 0);
-  if constexpr (own) {
-    hood.own_points.resize(3 * kernel.count * width);
-    hood.own_modulations.resize(kernel.count * width);
-  }
 
   for (int64_t start = 0; start < hood.size; start += width) {
     const G *x = hood.x.data() + start, *y = hood.y.data() + start, *z = hood.z.data() + start;
@@ -141,8 +137,8 @@ KP_WIDE_BODY void find_acting(Hood<G>& hood, const KernelPoints<G>& kernel, cons
         for (int t = 0; t < 3 * kernel.count; t++) hood.own_points[t * width + l] = set.points[t];
         for (int p = 0; p < kernel.count && modulations; p++) hood.own_modulations[p * width + l] = set.modulations[p];
       }
-      points = hood.own_points.data();
-      if (modulations) modulations = hood.own_modulations.data();
+      points = hood.own_points;
+      if (modulations) modulations = hood.own_modulations;
     }
 
     alignas(64) G squared[width], smallest[width];
