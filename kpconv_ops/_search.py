@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._csr import splits_of
 from ._grid import Extent, Grid
 
 # What a query may keep for its hits to be sorted in shared memory (csrc/cuda/neighbors.cu).
@@ -69,9 +70,7 @@ class Search:
         self._call("kp_radius_count", radius, counts)
         if max_neighbors is not None:
             counts.clamp_(max=max_neighbors)
-        splits = counts.new_zeros(len(counts) + 1)
-        torch.cumsum(counts, 0, out=splits[1:])
-        return splits
+        return splits_of(counts)
 
     def fill(self, radius: float, splits: Tensor, total: int, longest: int) -> Tensor:
         """Indices `[total]` of the neighbourhoods that `count` has bounded; the longest has `longest` of them."""

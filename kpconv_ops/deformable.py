@@ -18,7 +18,7 @@ from .kpconv import (
     convolve,
     feature_and_weight_gradients,
 )
-from .neighbors import Neighbors
+from .neighbors import Neighbors, gradient_gather
 
 
 def deformable_kpconv(
@@ -67,8 +67,6 @@ def deformable_kpconv(
         modulations = modulations.to(queries.dtype)
     features, weights = autocast(features, weights)
     check_weights(weights, features, kernel_points)
-
-    seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
     return torch.ops.kpconv_ops.deformable_kpconv(
         features,
         weights,
@@ -78,8 +76,7 @@ def deformable_kpconv(
         points,
         nb.indices,
         nb.splits,
-        seen_by and seen_by.indices,
-        seen_by and seen_by.splits,
+        *gradient_gather(nb, features),
         float(extent),
         influence,
         aggregation,

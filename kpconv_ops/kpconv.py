@@ -9,7 +9,7 @@ from . import _native
 from ._checks import COORDINATE_DTYPES, FEATURE_DTYPES, check_choice, check_positive, check_tensor
 from ._once import differentiable_once
 from ._precision import accumulator, add_products, autocast
-from .neighbors import Neighbors, check_neighbors
+from .neighbors import Neighbors, check_neighbors, gradient_gather
 
 INFLUENCES = {"linear": 0, "constant": 1, "gaussian": 2}
 AGGREGATIONS = ("sum", "closest")
@@ -67,9 +67,6 @@ def kpconv(
     check_geometry(features, queries, supports, nb, kernel_points, extent, influence, aggregation)
     features, weights = autocast(features, weights)
     check_weights(weights, features, kernel_points)
-
-    # Computed once for each neighbourhood, whatever the number of layers that use it.
-    seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
     return torch.ops.kpconv_ops.kpconv(
         features,
         weights,
@@ -78,8 +75,7 @@ def kpconv(
         kernel_points.detach().to(queries.dtype),
         nb.indices,
         nb.splits,
-        seen_by and seen_by.indices,
-        seen_by and seen_by.splits,
+        *gradient_gather(nb, features),
         float(extent),
         influence,
         aggregation,

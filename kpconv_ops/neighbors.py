@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import check_count, check_length, check_points, check_row_count, check_size, check_tensor
+from ._csr import splits_of
 from ._grid import Extent
 from ._search import Search, Supports, nearest_grid, radius_grid
 
@@ -105,6 +106,16 @@ def check_neighbors(nb: Neighbors, num_supports: int, like: Tensor) -> None:
         raise ValueError(f"nb must be on {like.device}, got {nb.indices.device}")
 
 
+def gradient_gather(hoods, features: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """What the gradient of `features` is gathered through, if it is needed: indices and splits of `hoods.transposed`.
+
+    `hoods`: `Neighbors` or an `Upsampling`, which transpose once for all layers that use them.
+    """
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return None, None
+    return hoods.transposed.indices, hoods.transposed.splits
+
+
 def _check_search(queries, query_offsets, supports, support_offsets):
     check_points("queries", queries, "query_offsets", query_offsets)
     check_points("supports", supports, "support_offsets", support_offsets, like=queries)
@@ -198,8 +209,7 @@ def _transpose(indices, splits, num_supports):
     counts = indices.new_zeros(tasks, num_supports)
     _native.call("kp_transpose_count", indices, *pairs, counts)
     places = counts.cumsum(0)  # ends of the tasks within a support
-    bounds = splits.new_zeros(num_supports + 1)
-    torch.cumsum(places[-1], 0, out=bounds[1:])
+    bounds = splits_of(places[-1])
     places += bounds[:-1] - counts
     queries = torch.zeros_like(indices)
     _native.call("kp_transpose_fill", indices, *pairs, places, bounds, queries)

@@ -6,7 +6,7 @@ from torch import Tensor
 from . import _native
 from ._checks import FEATURE_DTYPES, check_tensor
 from ._once import differentiable_once
-from .neighbors import Neighbors, check_neighbors
+from .neighbors import Neighbors, check_neighbors, gradient_gather
 
 
 def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
@@ -29,10 +29,7 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
     """
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
     check_neighbors(nb, len(features), like=features)
-    seen_by = nb.transposed if features.requires_grad and torch.is_grad_enabled() else None
-    return torch.ops.kpconv_ops.max_pool(
-        features, nb.indices, nb.splits, seen_by and seen_by.indices, seen_by and seen_by.splits
-    )[0]
+    return torch.ops.kpconv_ops.max_pool(features, nb.indices, nb.splits, *gradient_gather(nb, features))[0]
 
 
 # winners [M, C] int32: the support that each maximum comes from, -1 without neighbours. seen_by: for every support the

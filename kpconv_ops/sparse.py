@@ -8,9 +8,10 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_size, check_tensor
+from ._csr import splits_of
 from ._once import differentiable_once
 from ._precision import accumulator, add_product, autocast
-from .voxels import KernelMap, splits_of
+from .voxels import KernelMap
 
 # Gathered rows and products of a chunk of pairs: on the CPU they stay in the cache between the steps.
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}

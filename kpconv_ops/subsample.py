@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_points, check_positive, check_row_count, check_tensor
+from ._csr import splits_of
 from ._grid import Extent, Grid
 
 
@@ -87,8 +88,7 @@ def cells_of(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Tenso
     keys, order = grid.sort(points, offsets)
     begins = keys.new_ones(len(keys), dtype=torch.bool)
     torch.ne(keys[1:], keys[:-1], out=begins[1:])
-    ranks = keys.new_zeros(len(keys) + 1)  # of cells that begin before a point
-    torch.cumsum(begins, 0, out=ranks[1:])
+    ranks = splits_of(begins)  # cells that begin before a point
     splits, inverse = keys.new_zeros(int(ranks[-1]) + 1), torch.empty_like(keys)
     _native.call("kp_cells", keys, keys, order, ranks, len(keys), splits, inverse)
     return order, splits, inverse, ranks[offsets]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_size, check_tensor
-from .neighbors import Neighbors
+from .neighbors import Neighbors, gradient_gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,7 @@ def upsample(features: Tensor, rows: Tensor | Upsampling) -> Tensor:
         raise ValueError(f"rows must be rows of {len(features)} features, got rows of {rows.num_supports}")
     if rows.rows.device != features.device:
         raise ValueError(f"rows must be on {features.device}, got {rows.rows.device}")
-    taken = rows.transposed if features.requires_grad and torch.is_grad_enabled() else None
-    return torch.ops.kpconv_ops.upsample(features, rows.rows, taken and taken.indices, taken and taken.splits)
+    return torch.ops.kpconv_ops.upsample(features, rows.rows, *gradient_gather(rows, features))
 
 
 def _rows_outside(num_supports: int) -> ValueError:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import COORDINATE_DTYPES, check_count, check_positive, check_size, check_tensor, offset_bounds
+from ._csr import splits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +124,6 @@ def kernel_map(
     kernel_size, dilation = check_count("kernel_size", kernel_size), check_count("dilation", dilation)
     pairs = torch.ops.kpconv_ops.kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation)
     return KernelMap(*pairs, len(in_coords), len(out_coords))
-
-
-def splits_of(counts: Tensor) -> Tensor:
-    """CSR bounds of segments of these sizes."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class _Box:
