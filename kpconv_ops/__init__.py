@@ -1,6 +1,7 @@
 """Operators on packed point sets and sparse voxels, on CPU and CUDA, in PyTorch."""
 
 from .deformable import deformable_kpconv, fitting_loss, repulsive_loss
+from .kernel_maps import KernelMap, kernel_map
 from .kernel_points import kernel_points
 from .kpconv import kpconv
 from .neighbors import Neighbors, nearest, radius_search
@@ -9,7 +10,7 @@ from .pyramid import Pyramid, PyramidLevel, pyramid
 from .sparse import scatter_mean, sparse_conv
 from .subsample import GridSubsample, grid_subsample
 from .upsample import Upsampling, upsample
-from .voxels import KernelMap, Voxels, kernel_map, stride_coords, voxelize
+from .voxels import Voxels, stride_coords, voxelize
 
 __all__ = [
     "GridSubsample",

@@ -163,9 +163,8 @@ class Voxels(NamedTuple):
 
 
 class KernelMap(NamedTuple):
-    in_rows: Tensor
-    out_rows: Tensor
-    splits: Tensor
+    rows: Tensor
+    num_in: int
 
 
 def voxelize(points, offsets, voxel_size) -> Voxels:
@@ -179,29 +178,44 @@ def stride_coords(coords, offsets, stride) -> Voxels:
 
 
 def kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation=1) -> KernelMap:
-    """Pairs of every tap, looked up one by one in a dictionary."""
-    start = -(kernel_size // 2) if kernel_size % 2 else 0
-    axis = [(start + i) * dilation for i in range(kernel_size)]
+    """The row that every tap reads, looked up one by one in a dictionary."""
+    sizes = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
+    starts = [-(size // 2) if size % 2 else 0 for size in sizes]
+    x_axis, y_axis, z_axis = (
+        [(start + i) * dilation for i in range(size)] for start, size in zip(starts, sizes, strict=True)
+    )
     row_of = {cell: row for row, cell in enumerate(_cells(in_coords, in_offsets))}
     out_cells = _cells(out_coords, out_offsets)
-    in_rows, out_rows, splits = [], [], [0]
-    for dz, dy, dx in itertools.product(axis, axis, axis):  # the last loop is the fastest: x
-        for row, (sample, x, y, z) in enumerate(out_cells):
-            neighbour = row_of.get((sample, x + dx, y + dy, z + dz))
-            if neighbour is not None:
-                in_rows.append(neighbour)
-                out_rows.append(row)
-        splits.append(len(in_rows))
-    return KernelMap(*(torch.tensor(rows, dtype=torch.int32) for rows in (in_rows, out_rows)), torch.tensor(splits))
+    rows = [
+        [row_of.get((sample, x + dx, y + dy, z + dz), -1) for sample, x, y, z in out_cells]
+        for dz, dy, dx in itertools.product(z_axis, y_axis, x_axis)  # the last is the fastest: x
+    ]
+    return KernelMap(torch.tensor(rows, dtype=torch.int32).view(len(rows), len(out_cells)), len(in_coords))
+
+
+def transpose_map(rows, num_in) -> Tensor:
+    """`[K, num_in]`: the output row that reads each input row at each tap."""
+    transposed = torch.full((len(rows), num_in), -1, dtype=torch.int32)
+    for tap, out_row in itertools.product(*map(range, rows.shape)):
+        if rows[tap, out_row] >= 0:
+            transposed[tap, rows[tap, out_row]] = out_row
+    return transposed
+
+
+def map_neighbors(rows) -> tuple[Tensor, Tensor]:
+    """`(indices, splits)` as the fields of `kpconv_ops.Neighbors`: the rows that each output row reads."""
+    read = [[row for row in column if row >= 0] for column in rows.T.tolist()]
+    splits = list(itertools.accumulate(map(len, read), initial=0))
+    return torch.tensor(list(itertools.chain(*read)), dtype=torch.int32), torch.tensor(splits)
 
 
 def sparse_conv(features, weights, kernel_map) -> Tensor:
-    """`out[o] += features[i] @ weights[k]` over the pairs (i, o) of every tap k."""
+    """`out[o] += features[rows[k, o]] @ weights[k]`, tap by tap."""
     wide = _accumulator(features.dtype)
-    out = torch.zeros(kernel_map.num_out, weights.shape[2], dtype=wide)
-    for tap, (a, b) in enumerate(itertools.pairwise(kernel_map.splits.tolist())):
-        product_rows = features[kernel_map.in_rows[a:b].long()].to(wide) @ weights[tap].to(wide)
-        out = out.index_add(0, kernel_map.out_rows[a:b].long(), product_rows)
+    out = torch.zeros(kernel_map.rows.shape[1], weights.shape[2], dtype=wide)
+    for tap, rows in enumerate(kernel_map.rows):
+        out_rows = (rows >= 0).nonzero()[:, 0]
+        out = out.index_add(0, out_rows, features[rows[out_rows].long()].to(wide) @ weights[tap].to(wide))
     return out.to(features.dtype)
 
 

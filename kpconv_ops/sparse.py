@@ -1,8 +1,5 @@
 """Convolution of sparse voxels, in the geometry of MinkowskiEngine, and averaging into voxels."""
 
-from collections.abc import Iterator
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -10,21 +7,19 @@ from . import _native
 from ._checks import FEATURE_DTYPES, check_size, check_tensor
 from ._csr import splits_of
 from ._once import differentiable_once
-from ._precision import accumulator, add_product, autocast
-from .voxels import KernelMap
-
-# Gathered rows and products of a chunk of pairs: on the CPU they stay in the cache between the steps.
-_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
-_MIN_CHUNK_ROWS = 256  # a matrix product of fewer rows is slow
+from ._precision import accumulator, add_products, autocast
+from .kernel_maps import KernelMap
+from .kpconv import chunks
 
 
 def sparse_conv(features: Tensor, weights: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Sparse convolution `out[o] = sum_k features[i] W[k]` over the pairs (i, o) of each tap k.
+    """Sparse convolution `out[o] = sum_k features[rows[k, o]] W[k]` over the taps k that read a row.
 
     `sparse_conv(features, weights, kernel_map.transposed)` is the transposed convolution. Gradients flow to both
     arguments; it can be differentiated once. The result is the same on every run with the same number of threads. Peak
-    memory beyond the result is one chunk of pairs. Under autocast features and weights are cast to the autocast type;
-    sums over taps are formed in float32.
+    memory beyond the result is one chunk of gathered features. Under autocast features and weights are cast to the
+    autocast type; sums are formed in float32. On CUDA a weight that is not finite makes NaN for every output, also
+    where its tap reads no row.
 
     Args:
         features: `[Vin, Cin]` float32, float64, float16 or bfloat16.
@@ -41,14 +36,13 @@ def sparse_conv(features: Tensor, weights: Tensor, kernel_map: KernelMap) -> Ten
     if not isinstance(kernel_map, KernelMap):
         raise TypeError(f"kernel_map must be a KernelMap, got {type(kernel_map).__name__}")
     check_tensor("features", features, (kernel_map.num_in, None), FEATURE_DTYPES)
-    if kernel_map.in_rows.device != features.device:
-        raise ValueError(f"kernel_map must be on {features.device}, got {kernel_map.in_rows.device}")
+    if kernel_map.rows.device != features.device:
+        raise ValueError(f"kernel_map must be on {features.device}, got {kernel_map.rows.device}")
     features, weights = autocast(features, weights)
-    shape = (len(kernel_map.splits) - 1, features.shape[1], None)
-    check_tensor("weights", weights, shape, (features.dtype,), like=features)
-    return torch.ops.kpconv_ops.sparse_conv(
-        features, weights, kernel_map.in_rows, kernel_map.out_rows, kernel_map.splits, kernel_map.num_out
-    )
+    check_tensor("weights", weights, (len(kernel_map.rows), features.shape[1], None), (features.dtype,), like=features)
+    gradient_needed = features.requires_grad and torch.is_grad_enabled()
+    readers = kernel_map.transposed.rows if gradient_needed else None
+    return torch.ops.kpconv_ops.sparse_conv(features, weights, kernel_map.rows, readers)
 
 
 def scatter_mean(features: Tensor, inverse: Tensor, num_rows: int) -> Tensor:
@@ -91,80 +85,64 @@ def _group_rows_fake(inverse, num_rows):
     return inverse.new_empty(inverse.shape, dtype=torch.int32), inverse.new_empty(num_rows + 1)
 
 
+# readers [K, Vin]: the transposed kernel map, needed for the gradient of the features only.
 torch.library.define(
-    "kpconv_ops::sparse_conv",
-    "(Tensor features, Tensor weights, Tensor in_rows, Tensor out_rows, Tensor splits, SymInt num_out) -> Tensor",
+    "kpconv_ops::sparse_conv", "(Tensor features, Tensor weights, Tensor rows, Tensor? readers) -> Tensor"
 )
 torch.library.define(
     "kpconv_ops::sparse_conv_backward",
-    "(Tensor grad, Tensor features, Tensor weights, Tensor in_rows, Tensor out_rows, Tensor splits, "
-    "bool need_features, bool need_weights) -> (Tensor grad_features, Tensor grad_weights)",
+    "(Tensor grad, Tensor features, Tensor weights, Tensor rows, Tensor? readers, bool need_features, "
+    "bool need_weights) -> (Tensor grad_features, Tensor grad_weights)",
 )
 
 
-class _Pairs:
-    """Walks the pairs of a kernel map tap by tap, in chunks of bounded size; every buffer is allocated once."""
-
-    def __init__(self, like: Tensor, splits: Tensor, *widths: int):
-        budget = _CHUNK_BYTES["cuda" if _native.on_cuda(like) else "cpu"]
-        bounds = list(pairwise(splits.tolist()))
-        longest = max((stop - start for start, stop in bounds), default=0)
-        self.size = min(max(budget // (sum(widths) * like.element_size() or 1), _MIN_CHUNK_ROWS), longest)
-        self.bounds = bounds
-        self.buffers = [like.new_empty(self.size, width) for width in widths]
-
-    def __iter__(self) -> Iterator[tuple[int, slice, list[Tensor]]]:
-        for tap, (first, last) in enumerate(self.bounds):
-            for start in range(first, last, max(self.size, 1)):
-                stop = min(start + self.size, last)
-                yield tap, slice(start, stop), [buffer[: stop - start] for buffer in self.buffers]
-
-
-def _gather(features: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-    """`out = features[rows]`."""
-    _native.call("kp_gather_rows", features, features.dtype, features, *features.shape, rows, len(rows), out)
-    return out
-
-
-def _add_rows(values: Tensor, rows: Tensor, total: Tensor) -> None:
-    """`total[rows] += values` for rows that are all different."""
-    _native.call("kp_add_rows", values, values.dtype, values, values.shape[1], rows, len(rows), total, len(total))
+def _gathered(features: Tensor, rows: Tensor):
+    """Chunk by chunk, output rows and the `[., K * C]` features that their taps read. The chunks share one buffer."""
+    features, rows = features.contiguous(), rows.contiguous()
+    for out_rows, buffer in chunks(rows.shape[1], len(rows) * features.shape[1], features):
+        table = rows, *rows.shape, out_rows.start, len(buffer)
+        _native.call("kp_gather_taps", features, features.dtype, features, *features.shape, *table, buffer)
+        yield out_rows, buffer
 
 
 @torch.library.impl("kpconv_ops::sparse_conv", ("cpu", "cuda"))
-def _sparse_conv(features, weights, in_rows, out_rows, splits, num_out):
-    features = features.contiguous()
-    _, in_channels, out_channels = weights.shape
-    total = features.new_zeros(num_out, out_channels, dtype=accumulator(features.dtype))
-    for tap, pairs, (gathered, product) in _Pairs(features, splits, in_channels, out_channels):
-        torch.mm(_gather(features, in_rows[pairs], gathered), weights[tap], out=product)
-        _add_rows(product, out_rows[pairs], total)
-    return total.to(features.dtype)
+def _sparse_conv(features, weights, rows, _readers):
+    out = features.new_empty(rows.shape[1], weights.shape[2])
+    matrix = weights.flatten(0, 1)
+    for out_rows, gathered in _gathered(features, rows):
+        torch.mm(gathered, matrix, out=out[out_rows])
+    return out
 
 
 @torch.library.register_fake("kpconv_ops::sparse_conv")
-def _sparse_conv_fake(features, weights, in_rows, out_rows, splits, num_out):
-    return features.new_empty(num_out, weights.shape[2])
+def _sparse_conv_fake(features, weights, rows, readers):
+    return features.new_empty(rows.shape[1], weights.shape[2])
 
 
 @torch.library.impl("kpconv_ops::sparse_conv_backward", ("cpu", "cuda"))
-def _sparse_conv_backward(grad, features, weights, in_rows, out_rows, splits, need_features, need_weights):
-    grad, features = grad.contiguous(), features.contiguous()
-    _, in_channels, out_channels = weights.shape
-    sums = {"dtype": accumulator(features.dtype)}
-    grad_features = features.new_zeros(features.shape if need_features else 0, **sums)
-    grad_weights = weights.new_zeros(weights.shape if need_weights else 0, **sums)
-    for tap, pairs, (grads, inputs) in _Pairs(features, splits, out_channels, in_channels):
-        _gather(grad, out_rows[pairs], grads)
-        if need_weights:
-            add_product(grad_weights[tap], _gather(features, in_rows[pairs], inputs).t(), grads)
-        if need_features:
-            _add_rows(torch.mm(grads, weights[tap].t(), out=inputs), in_rows[pairs], grad_features)
-    return grad_features.to(features.dtype), grad_weights.to(weights.dtype)
+def _sparse_conv_backward(grad, features, weights, rows, readers, need_features, need_weights):
+    taps, in_channels, out_channels = weights.shape
+    grad_features, grad_weights = features.new_empty(0), weights.new_empty(0)
+    if need_features:
+        # An input row gathers the gradients of the output rows that read it. They serve both gradients.
+        sums = features.new_zeros(1, in_channels, taps * out_channels, dtype=accumulator(features.dtype))
+        grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+        matrix = weights.transpose(1, 2).flatten(0, 1)
+        for in_rows, gathered in _gathered(grad, readers):
+            torch.mm(gathered, matrix, out=grad_features[in_rows])
+            if need_weights:
+                add_products(sums, features[in_rows], gathered)
+        grad_weights = sums.view(in_channels, taps, out_channels).transpose(0, 1)
+    elif need_weights:
+        sums = features.new_zeros(1, taps * in_channels, out_channels, dtype=accumulator(features.dtype))
+        for out_rows, gathered in _gathered(features, rows):
+            add_products(sums, gathered, grad[out_rows])
+        grad_weights = sums.view(weights.shape)
+    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
 
 
 @torch.library.register_fake("kpconv_ops::sparse_conv_backward")
-def _sparse_conv_backward_fake(grad, features, weights, in_rows, out_rows, splits, need_features, need_weights):
+def _sparse_conv_backward_fake(grad, features, weights, rows, readers, need_features, need_weights):
     return (
         features.new_empty(features.shape if need_features else 0),
         weights.new_empty(weights.shape if need_weights else 0),
@@ -172,13 +150,13 @@ def _sparse_conv_backward_fake(grad, features, weights, in_rows, out_rows, split
 
 
 def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5])
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad):
     needed = ctx.needs_input_grad[:2]
     grads = torch.ops.kpconv_ops.sparse_conv_backward(grad, *ctx.saved_tensors, *needed)
-    return *(g if need else None for g, need in zip(grads, needed, strict=True)), None, None, None, None
+    return *(g if need else None for g, need in zip(grads, needed, strict=True)), None, None
 
 
 torch.library.register_autograd("kpconv_ops::sparse_conv", _backward, setup_context=_setup)

@@ -139,15 +139,21 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
 
 // ---- sparse voxels
 
-// out [num_rows, channels] = features[rows]; rows outside [0, num_features) are an error on the CPU, zeros on CUDA.
-KP_OP(kp_gather_rows)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
-                      int64_t num_rows, void* out, int device, void* stream);
+// A kernel map `rows` [num_taps, num_out]: the input row that a tap reads for an output row, -1 for none.
 
-// out[rows] += values, for rows that are all different. `out` is float32, or float64 when dtype is. Rows outside
-// [0, num_out) are an error on the CPU, passed over on CUDA.
-KP_OP(kp_add_rows)(int dtype, const void* values, int64_t channels, const int32_t* rows, int64_t num_rows, void* out,
-                   int64_t num_out, int device, void* stream);
+// rows [num_shifts, num_queries]: order[p] of the position p of queries[i] + shifts[k] in the ascending `keys`, or -1.
+KP_OP(kp_find_keys)(const int64_t* keys, const int64_t* order, int64_t num_keys, const int64_t* queries,
+                    int64_t num_queries, const int64_t* shifts, int64_t num_shifts, int32_t* rows, int device,
+                    void* stream);
 
-// hits [num_shifts, num_queries]: position of queries[i] + shifts[k] in the ascending `keys`, or -1.
-KP_OP(kp_find_keys)(const int64_t* keys, int64_t num_keys, const int64_t* queries, int64_t num_queries,
-                    const int64_t* shifts, int64_t num_shifts, int32_t* hits, int device, void* stream);
+// transposed [num_taps, num_in], all -1 before: the output row that reads an input row at a tap. An input row that a tap
+// reads twice, and one outside [-1, num_in), is an error on the CPU; on CUDA one of the two stays, the other is passed
+// over.
+KP_OP(kp_transpose_map)(const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t num_in, int32_t* transposed,
+                        int device, void* stream);
+
+// gathered [num_rows, num_taps, channels]: the features that the taps read for the output rows from `first` on, zeros
+// where there are none. Rows outside [-1, num_features) are an error on the CPU, zeros on CUDA.
+KP_OP(kp_gather_taps)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
+                      int64_t num_taps, int64_t num_out, int64_t first, int64_t num_rows, void* gathered, int device,
+                      void* stream);

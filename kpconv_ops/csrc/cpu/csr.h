@@ -19,13 +19,8 @@ KP_WIDE_BODY bool rows_inside(const int32_t* first, const int32_t* last, int64_t
   throw std::invalid_argument(std::string(name) + " must be in [0, " + std::to_string(limit) + ")");
 }
 
-// Throws unless all rows are in [0, limit).
-inline void check_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
-  std::atomic<bool> valid{true};
-  parallel_for(count, 1 << 16, [&](int64_t begin, int64_t end) {
-    if (!rows_inside(rows + begin, rows + end, limit)) valid = false;
-  });
-  if (!valid) throw_rows_outside(name, limit);
+[[noreturn]] inline void throw_map_rows_outside(int64_t limit) {
+  throw std::invalid_argument("rows must be in [-1, " + std::to_string(limit) + ")");
 }
 
 // CSR neighbourhoods: query i sees indices[splits[i]] to indices[splits[i + 1]]. Each is checked when it is asked for: a

@@ -1,0 +1,165 @@
+"""Kernel maps: which sparse voxels the taps of a kernel connect."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_count, check_row_count, check_size, check_tensor, offset_bounds
+from ._csr import splits_of
+from .neighbors import Neighbors
+from .voxels import Box, samples_of
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """Which input row each output row reads at each tap of a kernel: `rows[k, o]`, -1 where there is none.
+
+    The offset of the input from the output runs through the kernel's taps with x fastest, then y, then z. Within a tap
+    no input row occurs twice.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a negative number of rows. `transposed` raises it, on the CPU, for rows outside
+            [-1, num_in) and for a tap that reads a row twice.
+    """
+
+    rows: Tensor  # [K, num_out] int32
+    num_in: int
+    _transposed: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _neighbors: list[Neighbors] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self):
+        check_tensor("rows", self.rows, (None, None), (torch.int32,))
+        check_size("num_in", self.num_in)
+
+    @property
+    def num_out(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def transposed(self) -> "KernelMap":
+        """Input and output swapped: the map of the transposed convolution. Its rows are computed once."""
+        if not self._transposed:
+            self._transposed.append(torch.ops.kpconv_ops.transpose_map(self.rows, self.num_in))
+        swapped = KernelMap(self._transposed[0], self.num_out)
+        swapped._transposed.append(self.rows)  # not the map itself: maps that hold each other free their memory late
+        return swapped
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """For every output row the input rows that it reads, tap by tap: what pooling takes. Computed once."""
+        if not self._neighbors:
+            self._neighbors.append(Neighbors(*torch.ops.kpconv_ops.map_neighbors(self.rows), self.num_in))
+        return self._neighbors[0]
+
+
+def kernel_map(
+    in_coords: Tensor,
+    in_offsets: Tensor,
+    out_coords: Tensor,
+    out_offsets: Tensor,
+    kernel_size: int | tuple[int, int, int],
+    dilation: int = 1,
+) -> KernelMap:
+    """The voxels that each tap of a kernel connects: `in_coords[rows[k, o]] = out_coords[o] + offset[k]`.
+
+    As in MinkowskiEngine (Choy et al. 2019) the offsets run with x fastest, and along an axis are
+    `(i - size // 2) * dilation` for an odd size and `i * dilation` for an even one. Samples never mix.
+
+    Args:
+        in_coords: `[Vin, 3]` int64, unique within a sample, in any order.
+        in_offsets: `[B + 1]` int64.
+        out_coords: `[Vout, 3]` int64, unique within a sample, in any order.
+        out_offsets: `[B + 1]` int64.
+        kernel_size: taps along every axis, or along (x, y, z).
+        dilation: step between taps in units of the coordinates; the tensor stride times the dilation of the layer.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, offsets that do not describe the rows, a size or dilation below 1,
+            coordinates that span too many voxels to number them in 64 bits.
+    """
+    check_tensor("in_coords", in_coords, (None, 3), (torch.int64,))
+    check_tensor("in_offsets", in_offsets, (None,), (torch.int64,), like=in_coords)
+    check_tensor("out_coords", out_coords, (None, 3), (torch.int64,), like=in_coords)
+    check_tensor("out_offsets", out_offsets, (len(in_offsets),), (torch.int64,), like=in_coords)
+    sizes, dilation = _sizes(kernel_size), check_count("dilation", dilation)
+    rows = torch.ops.kpconv_ops.kernel_map(in_coords, in_offsets, out_coords, out_offsets, sizes, dilation)
+    return KernelMap(rows, len(in_coords))
+
+
+def _sizes(kernel_size: int | tuple[int, int, int]) -> list[int]:
+    """Taps along x, y and z."""
+    if not isinstance(kernel_size, tuple):
+        return [check_count("kernel_size", kernel_size)] * 3
+    if len(kernel_size) != 3:
+        raise ValueError(f"kernel_size must be a size or three, got {kernel_size}")
+    return [check_count("kernel_size", size) for size in kernel_size]
+
+
+torch.library.define(
+    "kpconv_ops::kernel_map",
+    "(Tensor in_coords, Tensor in_offsets, Tensor out_coords, Tensor out_offsets, int[] kernel_size, int dilation) "
+    "-> Tensor",
+)
+torch.library.define("kpconv_ops::transpose_map", "(Tensor rows, SymInt num_in) -> Tensor")
+torch.library.define("kpconv_ops::map_neighbors", "(Tensor rows) -> (Tensor indices, Tensor splits)")
+
+
+@torch.library.impl("kpconv_ops::kernel_map", ("cpu", "cuda"))
+def _kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation):
+    check_row_count("in_coords", in_coords)
+    check_row_count("out_coords", out_coords)
+    offset_bounds("in_offsets", in_offsets, len(in_coords))
+    offset_bounds("out_offsets", out_offsets, len(out_coords))
+    axes = [[(i - size // 2 * (size % 2)) * dilation for i in range(size)] for size in kernel_size]
+    in_samples, out_samples = samples_of(in_offsets, len(in_coords)), samples_of(out_offsets, len(out_coords))
+    box = Box(
+        "in_coords and out_coords",
+        torch.cat([in_coords, out_coords]),
+        torch.cat([in_samples, out_samples]),
+        len(in_offsets) - 1,
+        reach=([axis[0] for axis in axes], [axis[-1] for axis in axes]),
+    )
+    keys, order = box.keys(in_coords, in_samples).sort(stable=True)
+    queries = box.keys(out_coords, out_samples)
+    shifts = [box.shift(x, y, z) for z in axes[2] for y in axes[1] for x in axes[0]]
+    rows = in_coords.new_empty(len(shifts), len(queries), dtype=torch.int32)
+    _native.call(
+        "kp_find_keys", keys, keys, order, len(keys), queries, len(queries), keys.new_tensor(shifts), len(shifts), rows
+    )
+    return rows
+
+
+@torch.library.register_fake("kpconv_ops::kernel_map")
+def _kernel_map_fake(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation):
+    taps = kernel_size[0] * kernel_size[1] * kernel_size[2]
+    return in_coords.new_empty(taps, out_coords.shape[0], dtype=torch.int32)
+
+
+@torch.library.impl("kpconv_ops::transpose_map", ("cpu", "cuda"))
+def _transpose_map(rows, num_in):
+    rows = rows.contiguous()
+    transposed = torch.full((len(rows), num_in), -1, dtype=torch.int32, device=rows.device)
+    _native.call("kp_transpose_map", rows, rows, *rows.shape, num_in, transposed)
+    return transposed
+
+
+@torch.library.register_fake("kpconv_ops::transpose_map")
+def _transpose_map_fake(rows, num_in):
+    return rows.new_empty(rows.shape[0], num_in)
+
+
+@torch.library.impl("kpconv_ops::map_neighbors", ("cpu", "cuda"))
+def _map_neighbors(rows):
+    by_output = rows.t().contiguous()
+    occupied = by_output >= 0
+    return by_output[occupied], splits_of(occupied.sum(1))
+
+
+@torch.library.register_fake("kpconv_ops::map_neighbors")
+def _map_neighbors_fake(rows):
+    edges = torch.library.get_ctx().new_dynamic_size()
+    return rows.new_empty(edges), rows.new_empty(rows.shape[1] + 1, dtype=torch.int64)
