@@ -1,72 +1,22 @@
 """MinkUNet: the sparse voxel U-Net of Choy et al. (CVPR 2019), with MinkowskiEngine's parameter names and layouts."""
 
+import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import UserError
 from ..ragged import Ragged
-from .base import TapBackbone, TapInfo, check_channels, check_coordinates, check_tap_stage
-from .engines import SparseEngine, VoxelGrid, build_engine
-from .norm import BatchNorm
+from .base import TapBackbone, TapInfo, check_channels, check_coordinates
+from .engines import VoxelGrid, build_engine
+from .minkunet_blocks import BasicBlock, Bottleneck, Norm, PointwiseConv, SparseConv, SparseConvTransposed, Stage, relu
+from .minkunet_config import STAGES, MinkUNetConfig
 
-Variant = Literal["14A", "14B", "14C", "14D", "18A", "18B", "18D", "34A", "34B", "34C"]
-
-LAYERS = {"14": (1,) * 8, "18": (2,) * 8, "34": (2, 3, 4, 6, 2, 2, 2, 2)}
-PLANES = {
-    "14A": (32, 64, 128, 256, 128, 128, 96, 96),
-    "14B": (32, 64, 128, 256, 128, 128, 128, 128),
-    "14C": (32, 64, 128, 256, 192, 192, 128, 128),
-    "14D": (32, 64, 128, 256, 384, 384, 384, 384),
-    "18A": (32, 64, 128, 256, 128, 128, 96, 96),
-    "18B": (32, 64, 128, 256, 128, 128, 128, 128),
-    "18D": (32, 64, 128, 256, 384, 384, 384, 384),
-    "34A": (32, 64, 128, 256, 256, 128, 64, 64),
-    "34B": (32, 64, 128, 256, 256, 128, 64, 32),
-    "34C": (32, 64, 128, 256, 256, 128, 96, 96),
-}
 STEM_WIDTH = 32
 # Number, tensor stride of the input (p) and stride (s) of a stage make the name of its convolution.
 DOWN = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
 UP = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MinkUNetConfig:
-    """Settings of the MinkUNet backbone.
-
-    Args:
-        variant: depth and widths, by MinkowskiEngine's names.
-        voxel_size: edge of a voxel, in metres.
-        planes: channels of the four encoder and four decoder stages, instead of the variant's.
-        layers: residual blocks of the same eight stages, instead of the variant's.
-        engine: library that does the sparse convolutions.
-        tap_stage: decoder stages before the tap; 0 is the bottleneck.
-
-    Raises:
-        UserError: a setting that no network can be built with.
-    """
-
-    variant: Variant = "34C"
-    voxel_size: float = 0.05
-    planes: tuple[int, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    engine: str = "native"
-    tap_stage: int = 1
-
-    def __post_init__(self):
-        if self.variant not in PLANES:
-            raise UserError(f"variant must be one of {', '.join(PLANES)}; got {self.variant!r}")
-        if not self.voxel_size > 0:
-            raise UserError(f"voxel_size must be positive, got {self.voxel_size}")
-        for name in ("planes", "layers"):
-            value = getattr(self, name)
-            if value is not None and (len(value) != 8 or min(value) < 1):
-                raise UserError(f"{name} must hold 8 positive numbers, got {value}")
-        check_tap_stage(self.tap_stage, len(UP))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +28,8 @@ class Geometry:
         inverse: `[N]` finest voxel of every input point.
         stem: kernel map of the first convolution.
         inner: kernel maps of the residual blocks, one a resolution.
-        down: kernel maps from every resolution to the next coarser one.
+        down: kernel maps from every resolution to the next coarser one; the decoder takes them backwards.
+        onto: what carries logits from voxels to the input points.
     """
 
     grids: list[VoxelGrid]
@@ -86,6 +37,7 @@ class Geometry:
     stem: Any
     inner: list[Any]
     down: list[Any]
+    onto: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,86 +46,6 @@ class State:
 
     geometry: Geometry
     skips: list[Tensor]
-
-
-def relu(x: Tensor) -> Tensor:
-    """ReLU, in place: its inputs are never used again."""
-    return F.relu(x, inplace=True)
-
-
-class SparseConv(nn.Module):
-    """Sparse convolution; `kernel` is `[kernel_size³, Cin, Cout]`."""
-
-    def __init__(self, engine: SparseEngine, in_channels: int, out_channels: int, kernel_size: int):
-        super().__init__()
-        self.engine = engine
-        self.kernel = nn.Parameter(torch.empty(kernel_size**3, in_channels, out_channels))
-        nn.init.normal_(self.kernel, std=(2 / (kernel_size**3 * out_channels)) ** 0.5)
-
-    def forward(self, x: Tensor, kernel_map: Any) -> Tensor:
-        return self.engine.conv(x, self.kernel, kernel_map)
-
-
-class SparseConvTransposed(SparseConv):
-    """Transposed sparse convolution, along the map of the convolution it undoes."""
-
-    def forward(self, x: Tensor, kernel_map: Any) -> Tensor:
-        return self.engine.conv_transposed(x, self.kernel, kernel_map)
-
-
-class PointwiseConv(nn.Module):
-    """Convolution of kernel size 1; `kernel` is `[Cin, Cout]`, `bias` `[1, Cout]`."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = False):
-        super().__init__()
-        self.kernel = nn.Parameter(torch.empty(in_channels, out_channels))
-        nn.init.normal_(self.kernel, std=(2 / out_channels) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(1, out_channels)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.kernel.T, None if self.bias is None else self.bias[0])
-
-
-class Norm(nn.Module):
-    """Batch normalisation under MinkowskiEngine's name for it, `bn`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.bn = BatchNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(x)
-
-
-class BasicBlock(nn.Module):
-    """Two 3³ convolutions beside a shortcut."""
-
-    def __init__(self, engine: SparseEngine, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv1 = SparseConv(engine, in_channels, out_channels, kernel_size=3)
-        self.norm1 = Norm(out_channels)
-        self.conv2 = SparseConv(engine, out_channels, out_channels, kernel_size=3)
-        self.norm2 = Norm(out_channels)
-        self.downsample = None
-        if in_channels != out_channels:
-            self.downsample = nn.Sequential(PointwiseConv(in_channels, out_channels), Norm(out_channels))
-
-    def forward(self, x: Tensor, kernel_map: Any) -> Tensor:
-        y = relu(self.norm1(self.conv1(x, kernel_map)))
-        y = self.norm2(self.conv2(y, kernel_map))
-        return relu(y + (self.downsample(x) if self.downsample else x))
-
-
-class Blocks(nn.ModuleList):
-    """The residual blocks of one stage."""
-
-    def __init__(self, engine: SparseEngine, in_channels: int, out_channels: int, count: int):
-        super().__init__(BasicBlock(engine, out_channels if i else in_channels, out_channels) for i in range(count))
-
-    def forward(self, x: Tensor, kernel_map: Any) -> Tensor:
-        for block in self:
-            x = block(x, kernel_map)
-        return x
 
 
 class MinkUNet(TapBackbone):
@@ -185,7 +57,7 @@ class MinkUNet(TapBackbone):
         config: architecture.
 
     Raises:
-        UserError: an unknown engine.
+        UserError: an unknown engine, or one that is not installed.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: MinkUNetConfig):
@@ -193,40 +65,65 @@ class MinkUNet(TapBackbone):
         self.config = config
         self.in_channels = in_channels
         self.engine = engine = build_engine(config.engine)
-        planes = config.planes or PLANES[config.variant]
-        layers = config.layers or LAYERS[config.variant[:2]]
+        block = Bottleneck if config.depth in ("50", "101") else BasicBlock
+        planes, counts = config.widths, config.counts
 
-        self.conv0p1s1 = SparseConv(engine, in_channels, STEM_WIDTH, kernel_size=5)
+        self.conv0p1s1 = SparseConv(engine, in_channels, STEM_WIDTH, config.stem_kernel)
         self.bn0 = Norm(STEM_WIDTH)
-        width, skips = STEM_WIDTH, [STEM_WIDTH, *planes[:3]]
+        width, skips = STEM_WIDTH, [STEM_WIDTH]
         for stage, name in enumerate(DOWN):
             self.add_module(name, SparseConv(engine, width, width, kernel_size=2))
             self.add_module(f"bn{stage + 1}", Norm(width))
-            self.add_module(f"block{stage + 1}", Blocks(engine, width, planes[stage], layers[stage]))
-            width = planes[stage]
-        for stage, name in enumerate(UP, start=len(DOWN)):
+            width = self._add_blocks(stage, block, width, planes[stage], counts[stage])
+            skips.append(width)
+        tap_widths = [skips.pop()]
+        for stage, name in enumerate(UP, start=STAGES):
             self.add_module(name, SparseConvTransposed(engine, width, planes[stage], kernel_size=2))
             self.add_module(f"bntr{stage}", Norm(planes[stage]))
-            width = planes[stage]
-            self.add_module(f"block{stage + 1}", Blocks(engine, width + skips.pop(), width, layers[stage]))
+            width = self._add_blocks(stage, block, planes[stage] + skips.pop(), planes[stage], counts[stage])
+            tap_widths.append(width)
         self.final = PointwiseConv(width, num_classes, bias=True)
 
-        stride = 2 ** (len(UP) - config.tap_stage)
-        self.tap = TapInfo(channels=planes[len(DOWN) - 1 + config.tap_stage], stride=stride, out_channels=num_classes)
+        stride = 2 ** (STAGES - config.tap_stage)
+        self.tap = TapInfo(channels=tap_widths[config.tap_stage], stride=stride, out_channels=num_classes)
+
+    def _add_blocks(self, stage: int, block: type, in_channels: int, planes: int, count: int) -> int:
+        """Add the residual blocks of one of the eight stages; returns their width."""
+        blocks = Stage(self.engine, block, in_channels, planes, count)
+        self.add_module(f"block{stage + 1}", blocks)
+        return blocks.width
 
     @torch.compiler.disable
     @torch.no_grad()
     def geometry(self, batch: Ragged) -> Geometry:
         check_coordinates(batch)
-        grid, inverse = self.engine.quantize(batch.coord, batch.offsets, self.config.voxel_size)
-        stem = self.engine.kernel_map(grid, grid, kernel_size=5)
+        engine, voxel_size = self.engine, self.config.voxel_size
+        grid, inverse = engine.quantize(batch.coord, batch.offsets, voxel_size)
+        self._check_resolution(batch, grid)
+        if self.config.devoxelize == "nearest":
+            onto = engine.nearest(inverse, grid)
+        else:
+            onto = engine.trilinear(batch.coord, batch.offsets, grid, voxel_size)
         grids, down = [grid], []
         for _ in DOWN:
-            coarse = self.engine.downsample(grid)
-            down.append(self.engine.kernel_map(grid, coarse, kernel_size=2))
+            coarse = engine.downsample(grid)
+            down.append(engine.kernel_map(grid, coarse, kernel_size=2))
             grids.append(grid := coarse)
-        inner = [self.engine.kernel_map(grid, grid, kernel_size=3) for grid in grids]
-        return Geometry(grids, inverse, stem, inner, down)
+        inner = [engine.kernel_map(grid, grid, kernel_size=3) for grid in grids]
+        stem = inner[0]
+        if self.config.stem_kernel != 3:
+            stem = engine.kernel_map(grids[0], grids[0], self.config.stem_kernel)
+        return Geometry(grids, inverse, stem, inner, down, onto)
+
+    def _check_resolution(self, batch: Ragged, grid: VoxelGrid) -> None:
+        """Warn of voxels as large as the samples, for example of millimetres taken for metres."""
+        samples = sum(length > 0 for length in batch.lengths)
+        if len(grid.coords) == samples and len(batch.coord) > 64 * samples:
+            warnings.warn(
+                f"voxel_size {self.config.voxel_size} puts all {len(batch.coord)} points of {samples} samples into one "
+                "voxel each; it must be in the unit of the coordinates, and much smaller than a sample",
+                stacklevel=2,
+            )
 
     def encode(self, batch: Ragged, geometry: Geometry | None = None) -> tuple[Ragged, State]:
         check_channels(batch, self.in_channels)
@@ -235,34 +132,29 @@ class MinkUNet(TapBackbone):
         x = relu(self.bn0(self.conv0p1s1(x, geometry.stem)))
         skips = [x]
         for stage, name in enumerate(DOWN):
-            conv, norm, blocks = (
-                getattr(self, name),
-                getattr(self, f"bn{stage + 1}"),
-                getattr(self, f"block{stage + 1}"),
-            )
+            conv, norm = getattr(self, name), getattr(self, f"bn{stage + 1}")
             x = relu(norm(conv(x, geometry.down[stage])))
-            x = blocks(x, geometry.inner[stage + 1])
+            x = getattr(self, f"block{stage + 1}")(x, geometry.inner[stage + 1])
             skips.append(x)
         state = State(geometry, skips)
         x = self._upsample(x, state, range(self.config.tap_stage))
-        grid = geometry.grids[len(UP) - self.config.tap_stage]
+        grid = geometry.grids[STAGES - self.config.tap_stage]
         centres = (grid.coords.to(batch.coord.dtype) + grid.stride / 2) * self.config.voxel_size
         return Ragged(x, centres, grid.offsets), state
 
     def decode(self, features: Tensor, state: State) -> Tensor:
-        x = self._upsample(features, state, range(self.config.tap_stage, len(UP)))
-        return self.final(x)[state.geometry.inverse]
+        x = self._upsample(features, state, range(self.config.tap_stage, STAGES))
+        # Classify voxels, then carry logits to the points: fewer rows of fewer channels. A linear layer commutes with
+        # weighted means, and both ways onto the points are such, with weights of sum 1 (so the bias does too).
+        return self.engine.devoxelize(self.final(x), state.geometry.onto)
 
     def _upsample(self, x: Tensor, state: State, stages: range) -> Tensor:
         """Run decoder stages one after the other, each twice as fine as the one before."""
         for stage in stages:
-            level = len(UP) - 1 - stage
-            number = len(DOWN) + stage
-            conv, norm, blocks = (
-                getattr(self, UP[stage]),
-                getattr(self, f"bntr{number}"),
-                getattr(self, f"block{number + 1}"),
-            )
+            level = STAGES - 1 - stage
+            number = STAGES + stage
+            conv, norm = getattr(self, UP[stage]), getattr(self, f"bntr{number}")
             x = relu(norm(conv(x, state.geometry.down[level])))
-            x = blocks(torch.cat([x, state.skips[level]], dim=1), state.geometry.inner[level])
+            x = torch.cat([x, state.skips[level]], dim=1)
+            x = getattr(self, f"block{number + 1}")(x, state.geometry.inner[level])
         return x

@@ -2,9 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+
+import kpconv_ops
+from kpconv_ops import Upsampling, scatter_mean, stride_coords, upsample, voxelize
+
+from ...errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,23 +28,43 @@ class VoxelGrid:
 
 
 class SparseEngine(ABC):
-    """Quantisation, kernel maps and convolutions. Kernels have MinkowskiEngine's layout, rows are packed by sample.
+    """Voxels, kernel maps, convolutions and pooling. Kernels have MinkowskiEngine's layout, rows are packed by sample.
 
-    A kernel is `[K, Cin, Cout]`; the tap with offset `(ix, iy, iz)` has index `ix + k·(iy + k·iz)`. Offsets are counted
-    in voxels of the source grid: centred for odd kernel sizes k, from 0 on for even ones.
+    A kernel is `[K, Cin, Cout]`; the tap with offset `(ix, iy, iz)` has index `ix + kx·(iy + ky·iz)`. Offsets are
+    counted in voxels of the source grid, times the dilation: centred for odd kernel sizes, from 0 on for even ones.
+
+    Coordinates are the same for every engine: rows packed by sample, and in a sample sorted.
     """
 
-    @abstractmethod
     def quantize(self, points: Tensor, offsets: Tensor, voxel_size: float) -> tuple[VoxelGrid, Tensor]:
-        """The voxels `floor(points / voxel_size)` of `[N, 3]` points, and the `[N]` int64 voxel row of every point."""
+        """The voxels `floor(points / voxel_size)` of `[N, 3]` points, and the `[N]` int64 voxel row of every point.
+
+        Raises:
+            UserError: voxels so small that the points span too many of them.
+        """
+        try:
+            voxels = voxelize(points, offsets, voxel_size)
+        except ValueError as error:
+            raise UserError(f"voxel_size {voxel_size} does not fit the coordinates: {error}") from error
+        return VoxelGrid(voxels.coords, voxels.offsets, stride=1), voxels.inverse
+
+    def downsample(self, grid: VoxelGrid, stride: int = 2) -> VoxelGrid:
+        """The voxels of `stride` times the edge that hold the voxels of `grid`."""
+        voxels = stride_coords(grid.coords, grid.offsets, grid.stride * stride)
+        return VoxelGrid(voxels.coords, voxels.offsets, grid.stride * stride)
 
     @abstractmethod
-    def downsample(self, grid: VoxelGrid) -> VoxelGrid:
-        """The voxels of twice the edge that hold the voxels of `grid`."""
+    def kernel_map(
+        self, source: VoxelGrid, target: VoxelGrid, kernel_size: int | tuple[int, int, int], dilation: int = 1
+    ) -> Any:
+        """Which source row meets which target row under which kernel tap; this engine's operators take it.
 
-    @abstractmethod
-    def kernel_map(self, source: VoxelGrid, target: VoxelGrid, kernel_size: int) -> Any:
-        """Which source row meets which target row under which kernel tap; this engine's convolutions take it."""
+        Args:
+            source: grid of the features that a convolution takes.
+            target: grid of its results, from the same `quantize`.
+            kernel_size: taps along every axis, or along (x, y, z).
+            dilation: step between taps, in voxels of the source grid.
+        """
 
     @abstractmethod
     def conv(self, features: Tensor, kernel: Tensor, kernel_map: Any) -> Tensor:
@@ -50,5 +75,24 @@ class SparseEngine(ABC):
         """The transposed convolution along the map of a convolution: `[V_target, Cin]` to `[V_source, Cout]`."""
 
     @abstractmethod
+    def pool(self, features: Tensor, kernel_map: Any, mode: Literal["max", "mean"]) -> Tensor:
+        """Maximum or mean over the occupied taps, `[V_source, C]` to `[V_target, C]`; zeros where there is none."""
+
     def average(self, features: Tensor, inverse: Tensor, grid: VoxelGrid) -> Tensor:
         """Mean of the `[N, C]` point features in every voxel: `[V, C]`."""
+        return scatter_mean(features, inverse, len(grid.coords))
+
+    def nearest(self, inverse: Tensor, grid: VoxelGrid) -> Upsampling:
+        """For `devoxelize`: every point takes the features of its own voxel."""
+        return Upsampling(inverse, len(grid.coords))
+
+    def trilinear(self, points: Tensor, offsets: Tensor, grid: VoxelGrid, voxel_size: float) -> Any:
+        """For `devoxelize`: every point blends the occupied among the 8 voxels whose centres surround it.
+
+        The weights are trilinear, scaled to a sum of 1.
+        """
+        return kpconv_ops.trilinear(points, offsets, grid.coords, grid.offsets, voxel_size, grid.stride)
+
+    def devoxelize(self, features: Tensor, onto: Any) -> Tensor:
+        """`[V, C]` features of voxels, at the points: `[N, C]`."""
+        return upsample(features, onto) if isinstance(onto, Upsampling) else kpconv_ops.interpolate(features, onto)
