@@ -181,7 +181,7 @@ def test_tap_points_are_voxel_centres(stage):
         ({"voxel_size": -0.1}, "voxel_size must be positive, got -0.1"),
         ({"planes": (8, 8)}, "planes must hold 8 positive numbers"),
         ({"layers": (1, 1, 1, 0, 1, 1, 1, 1)}, "layers must hold 8 positive numbers"),
-        ({"engine": "torchsparse"}, "engine must be one of native; got 'torchsparse'"),
+        ({"engine": "torchsparse"}, "engine must be one of native, minkowski; got 'torchsparse'"),
     ],
 )
 def test_settings_no_network_can_be_built_with(options, message):
