@@ -120,12 +120,13 @@ def train(config: TrainConfig, out: str) -> None:
 
 
 def compare(config: CompareConfig, out: str) -> int:
-    """Train and evaluate a matrix {backbone x method x label rate x seed}; write table.md, results.json, figure.png."""
+    """Train and evaluate a matrix {backbone x method x rate x seed (x engine)}; write table, results and figure."""
     from .experiments.compare import compare
+    from .experiments.table import errors
 
     report = compare(config, out)
     print((Path(out) / "table.md").read_text())
-    return int(any("error" in run for run in report["runs"]))
+    return int(any(map(errors, report["runs"])))
 
 
 def fail(program: str, message: object) -> int:

@@ -223,6 +223,9 @@ class TrainConfig:
 class CompareConfig:
     """A comparison: every combination of the listed backbones, methods, label rates and seeds is one run.
 
+    With `engines` a minkunet run becomes one for each engine, and the weights that the first engine's run ends with are
+    evaluated under every engine: engines that do the same give them the same scores.
+
     Args:
         train: what all runs share; backbone, method, label rate and seed come from the lists below.
         backbones: backbones to compare.
@@ -231,6 +234,7 @@ class CompareConfig:
         seeds: one run each; runs with the same seed and rate see the same weak labels and are compared in pairs.
         equal_updates: train methods of one stage for more epochs, so that every run takes as many optimiser steps
             as the method with most stages; false is the paper's protocol (the same epochs a stage).
+        engines: engines of minkunet to compare; empty: the one of `train.minkunet.engine`.
     """
 
     train: TrainConfig
@@ -239,9 +243,15 @@ class CompareConfig:
     label_rates: list[float]
     seeds: list[int]
     equal_updates: bool = True
+    engines: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("backbones", "methods", "label_rates", "seeds"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must list at least one value")
+        for name in ("backbones", "methods", "label_rates", "seeds", "engines"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise UserError(f"{name} must list at least one value and none twice, got {values}")
+            if len(set(values)) != len(values):
+                raise UserError(f"{name} must list no value twice, got {list(values)}")
+        if self.engines and "minkunet" not in self.backbones:
+            raise UserError(f"engines are those of minkunet, which backbones {self.backbones} leave out")

@@ -1,33 +1,48 @@
-"""A matrix of training runs, {backbone × method × label rate × seed}, from one set of settings."""
+"""A matrix of training runs, {backbone × method × label rate × seed}, from one set of settings.
 
+Where engines are compared, a minkunet run becomes one for each engine, and the weights that the first engine's run ends
+with are evaluated under every one of them.
+"""
+
+import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .. import __version__
+from ..backbones.engines import build_engine
 from ..config import CompareConfig, TrainConfig
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from ..training.loop import train
+from ..training.loop import open_sources, pick_device, train
+from ..training.run import Run
 from ..training.stages import METHODS
+from .evaluation import evaluate_run, evaluation_file
 from .figures import plot_comparison
 from .table import comparison_table
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix."""
+    """One run of the matrix. `engine` is None where engines are not compared."""
 
     backbone: str
     method: str
     label_rate: float
     seed: int
+    engine: str | None = None
 
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return f"{self.backbone}-{self.method}-{self.label_rate:g}-seed{self.seed}"
+        backbone = f"{self.backbone}-{self.engine}" if self.engine else self.backbone
+        return f"{backbone}-{self.method}-{self.label_rate:g}-seed{self.seed}"
+
+    @property
+    def labels(self) -> dict:
+        """What `results.json` says of it."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def cells(config: CompareConfig) -> Iterator[Cell]:
@@ -36,11 +51,12 @@ def cells(config: CompareConfig) -> Iterator[Cell]:
         for label_rate in config.label_rates:
             for backbone in config.backbones:
                 for method in config.methods:
-                    yield Cell(backbone, method, label_rate, seed)
+                    for engine in (backbone == "minkunet" and config.engines) or (None,):
+                        yield Cell(backbone, method, label_rate, seed, engine)
 
 
 def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
-    """The training settings of one run. A seed also draws its own weak labels, shared by all methods and backbones."""
+    """The training settings of one run. A seed also draws its own weak labels, shared by all runs with that seed."""
     epochs = config.train.optim.epochs
     if config.equal_updates:
         most = max(len(METHODS[m]) for m in config.methods)
@@ -52,37 +68,78 @@ def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
         seed=cell.seed,
         data=replace(config.train.data, label_rate=cell.label_rate, label_seed=cell.seed),
         optim=replace(config.train.optim, epochs=epochs),
+        minkunet=replace(config.train.minkunet, engine=cell.engine or config.train.minkunet.engine),
     )
 
 
 def compare(config: CompareConfig, out: str | Path) -> dict:
     """Run the matrix and write `results.json`, `table.md` and `figure.png` into `out`.
 
-    Finished runs are not repeated and an interrupted run resumes at its last checkpoint. A run that fails is
-    reported as failed and leaves the others alone; bad input (`UserError`) or a folder that
-    cannot be written (`OSError`) stops the comparison at once.
+    What is wrong with the settings, the store, the engines or the settings of a run folder is a `UserError` before
+    anything is trained. A run that fails later is reported as failed, with its reason, and leaves the others alone;
+    only a folder that cannot be written (`OSError`) stops the comparison. Finished runs are not repeated and an
+    interrupted run resumes at its last checkpoint.
 
     Returns:
-        What `results.json` holds: the settings and, run by run, the cell and its results or its error.
+        What `results.json` holds: the settings and, run by run, the cell and its results or its error. Where engines
+        are compared, `first_engine` holds the results or the error of the first engine's weights under this engine.
     """
     out = Path(out)
     plan = list(cells(config))
-    runs = []
+    outcomes = finished(config, plan, out)
     for number, cell in enumerate(plan, 1):
         print(f"[{number}/{len(plan)}] {cell.name}", flush=True)
-        runs.append({**asdict(cell), **run_cell(cell_config(config, cell), out / "runs" / cell.name)})
-        # Written after every run: an interrupted comparison shows what it has.
+        outcome = attempt(lambda cell=cell: train(cell_config(config, cell), run_folder(out, cell)))
+        outcomes[cell] = outcome
+        if cell.engine and "results" in outcomes[first := replace(cell, engine=config.engines[0])]:
+            run = run_folder(out, first)
+            outcome["first_engine"] = attempt(lambda cell=cell, run=run: under_engine(run, cell.engine))
+        # Written after every run: an interrupted comparison shows what it has, and what it had before.
+        runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
         report = {"version": __version__, "config": asdict(config), "runs": runs}
         write_results(report, out)
     return report
 
 
-def run_cell(config: TrainConfig, folder: Path) -> dict:
-    """`{"results": …}` of one run, or `{"error": …}` if it failed."""
+def run_folder(out: Path, cell: Cell) -> Path:
+    return out / "runs" / cell.name
+
+
+def finished(config: CompareConfig, plan: list[Cell], out: Path) -> dict[Cell, dict]:
+    """The runs that have results already. UserError: one of the others cannot be trained."""
+    for engine in config.engines:
+        build_engine(engine)
+    pick_device(config.train.device)
+    outcomes = {}
+    for cell in plan:
+        settings = cell_config(config, cell)
+        results = Run(run_folder(out, cell), settings).results
+        if results is None:
+            open_sources(settings)
+        else:
+            outcomes[cell] = {"results": results}
+            if cell.engine:
+                first = run_folder(out, replace(cell, engine=config.engines[0]))
+                if evaluation_file(first, "basic", cell.engine).exists():
+                    outcomes[cell]["first_engine"] = {"results": under_engine(first, cell.engine)}
+    return outcomes
+
+
+def under_engine(run: Path, engine: str) -> dict:
+    """The results of a run's weights under an engine, from its folder if they are there."""
+    file = evaluation_file(run, "basic", engine)
+    return json.loads(file.read_text()) if file.exists() else evaluate_run(run, engine=engine)
+
+
+def attempt(action: Callable[[], dict]) -> dict:
+    """`{"results": …}` of what `action` returns, or `{"error": …}` if it fails."""
     try:
-        return {"results": train(config, folder)}
-    except (UserError, OSError):
+        return {"results": action()}
+    except OSError:
         raise
+    except UserError as error:
+        print(f"failed: {error}", flush=True)
+        return {"error": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}

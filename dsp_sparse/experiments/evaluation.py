@@ -16,9 +16,14 @@ MODULE_OF_BRANCH = {"cross": "csfr", "intra": "isfr"}
 
 
 def evaluate_run(
-    run: str | Path, store: str | Path | None = None, groups: Sequence[str] | None = None, branch: str = "basic"
+    run: str | Path,
+    store: str | Path | None = None,
+    groups: Sequence[str] | None = None,
+    branch: str = "basic",
+    engine: str | None = None,
 ) -> dict:
-    """Evaluate a run and write `evaluation-<branch>.json` into its folder.
+    """Evaluate a run and write `evaluation-<branch>.json` into its folder, with an engine
+    `evaluation-<branch>-<engine>.json`.
 
     Args:
         run: run folder.
@@ -26,16 +31,18 @@ def evaluate_run(
         groups: scene groups; the run's test groups by default.
         branch: `basic` is the backbone alone; `cross` and `intra` decode features that the run's csfr or isfr module
             reallocated (paper Table 3).
+        engine: engine of a minkunet run; the one it was trained with by default.
 
     Returns:
         What `inference.evaluate` returns, and the `branch`, the `store` and the `groups`.
 
     Raises:
-        UserError: not a run, a store that does not fit the model, or a branch whose module the run never trained.
+        UserError: not a run, a store that does not fit the model, a branch whose module the run never trained, or an
+            engine that is missing.
     """
     run = Path(run)
     config = load_config(run)
-    model = load_model(run, pick_device(config.device))
+    model = load_model(run, pick_device(config.device), **({"engine": engine} if engine else {}))
     opened = SceneStore.open(store or config.data.store)
     for name, expected, found in (
         ("classes", model.classes, opened.classes),
@@ -61,8 +68,13 @@ def evaluate_run(
             decoder = CrossBranch(model.net, modules[name], partners, voting)
     results = evaluate(decoder, scenes, model.classes, voting)
     results |= {"branch": branch, "store": str(opened.path), "groups": groups}
-    write_json(run / f"evaluation-{branch}.json", results)
+    write_json(evaluation_file(run, branch, engine), results)
     return results
+
+
+def evaluation_file(run: Path, branch: str, engine: str | None) -> Path:
+    """Where `evaluate_run` writes what it returns."""
+    return run / f"evaluation-{'-'.join(filter(None, (branch, engine)))}.json"
 
 
 def score_table(results: dict) -> str:

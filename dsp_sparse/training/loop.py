@@ -1,7 +1,7 @@
 """The training program: every method is a sequence of stages over one backbone."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..backbones import build_backbone
 from ..backbones.base import TapBackbone
 from ..config import TrainConfig
-from ..data import Batch, SceneStore, train_loader, weak_labels
+from ..data import Batch, Scene, SceneStore, train_loader, weak_labels
 from ..errors import UserError
 from ..inference import BasicBranch, Voting, evaluate
 from .checkpoint import Model, TrainingState, load_weights, save_model, save_modules
@@ -42,6 +42,54 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     run = Run(folder, config)
     if run.results is not None:
         return run.results
+    sources = open_sources(config)
+    store, stages = sources.store, METHODS[config.method]
+    options = asdict(getattr(config, config.backbone))
+    torch.manual_seed(config.seed)
+    net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
+    net.to(pick_device(config.device))
+    modules = train_stages(net, config, sources.batches, run)
+    save_modules(run.modules, modules)
+    model = Model(
+        net=net,
+        backbone=config.backbone,
+        options=options,
+        in_channels=store.in_channels,
+        classes=store.classes,
+        features=store.features,
+        grid=store.grid,
+        radius=config.data.radius,
+        max_points=config.data.max_points,
+    )
+    save_model(run.model, model)
+    voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
+    results = {
+        **evaluate(BasicBranch(net), sources.test_scenes, store.classes, voting),
+        "steps": len(stages) * config.optim.epochs * config.optim.steps_per_epoch,
+        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "train_seconds": sum(line["seconds"]["total"] for line in run.metrics()),
+    }
+    run.finish(results)
+    return results
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run reads.
+
+    Args:
+        store: the scene store.
+        test_scenes: the scenes to evaluate on.
+        batches: `batches(stage, epoch)` are the batches of one epoch, a pure function of its arguments.
+    """
+
+    store: SceneStore
+    test_scenes: list[Scene]
+    batches: Batches
+
+
+def open_sources(config: TrainConfig) -> Sources:
+    """Open what a run reads. UserError: settings and store do not fit together; no stage finds that out later."""
     store = SceneStore.open(config.data.store)
     train_scenes, test_scenes = store.group(config.data.train_groups), store.group(config.data.test_groups)
     if config.backbone == "kpfcnn":
@@ -66,33 +114,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
 
     for stage in range(len(stages)):
         batches(stage, 0)  # what a later stage cannot sample from shows now, before anything is written
-    options = asdict(getattr(config, config.backbone))
-    torch.manual_seed(config.seed)
-    net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
-    net.to(pick_device(config.device))
-    modules = train_stages(net, config, batches, run)
-    save_modules(run.modules, modules)
-    model = Model(
-        net=net,
-        backbone=config.backbone,
-        options=options,
-        in_channels=store.in_channels,
-        classes=store.classes,
-        features=store.features,
-        grid=store.grid,
-        radius=config.data.radius,
-        max_points=config.data.max_points,
-    )
-    save_model(run.model, model)
-    voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
-    results = {
-        **evaluate(BasicBranch(net), test_scenes, store.classes, voting),
-        "steps": len(stages) * config.optim.epochs * config.optim.steps_per_epoch,
-        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        "train_seconds": sum(line["seconds"]["total"] for line in run.metrics()),
-    }
-    run.finish(results)
-    return results
+    return Sources(store, test_scenes, batches)
 
 
 def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: Run) -> dict[str, dict]:

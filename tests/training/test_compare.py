@@ -1,0 +1,205 @@
+"""Comparisons: what is trained, what is reported when something fails, and engines on the same weights."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from dsp_sparse.backbones.engines import ENGINES
+from dsp_sparse.backbones.engines.native import NativeEngine
+from dsp_sparse.config import CompareConfig
+from dsp_sparse.errors import UserError
+from dsp_sparse.experiments import compare as module
+from dsp_sparse.experiments.compare import cell_config, cells, compare
+from dsp_sparse.experiments.figures import plot_comparison
+from dsp_sparse.experiments.table import comparison_table
+from kpconv_ops import reference
+
+SCORES = {"miou": 0.5, "overall_accuracy": 0.6, "mean_accuracy": 0.7, "steps": 4, "train_seconds": 1.0}
+
+
+class SlowEngine(NativeEngine):
+    """Convolutions by the oracle."""
+
+    def conv(self, features, kernel, kernel_map):
+        return reference.sparse_conv(features, kernel, kernel_map)
+
+    def conv_transposed(self, features, kernel, kernel_map):
+        return reference.sparse_conv(features, kernel, kernel_map.transposed)
+
+
+@pytest.fixture
+def config(settings):
+    """One minkunet and one kpfcnn run."""
+    return CompareConfig(
+        train=settings, backbones=["kpfcnn", "minkunet"], methods=["baseline"], label_rates=[0.1], seeds=[0]
+    )
+
+
+@pytest.fixture
+def slow_engine(monkeypatch):
+    """A second engine, `slow`."""
+    monkeypatch.setitem(ENGINES, "slow", SlowEngine)
+
+
+def reported(out) -> list[dict]:
+    return json.loads((out / "results.json").read_text())["runs"]
+
+
+def test_engines_multiply_minkunet_alone(config):
+    """A minkunet run becomes one for each engine, in a folder of its own; other backbones have none."""
+    assert [(c.name, c.engine) for c in cells(replace(config, engines=("native", "other")))] == [
+        ("kpfcnn-baseline-0.1-seed0", None),
+        ("minkunet-native-baseline-0.1-seed0", "native"),
+        ("minkunet-other-baseline-0.1-seed0", "other"),
+    ]
+    assert [c.name for c in cells(config)] == ["kpfcnn-baseline-0.1-seed0", "minkunet-baseline-0.1-seed0"]
+    for cell in cells(replace(config, engines=("other",))):
+        expected = "other" if cell.backbone == "minkunet" else "native"
+        assert cell_config(config, cell).minkunet.engine == expected
+
+
+@pytest.mark.parametrize(
+    "changes, cause",
+    [
+        ({"engines": ("native", "native")}, "engines must list no value twice"),
+        ({"engines": ("native",), "backbones": ["kpfcnn"]}, "engines are those of minkunet"),
+        ({"seeds": []}, "seeds must list at least one value"),
+    ],
+)
+def test_lists_that_make_no_comparison(config, changes, cause):
+    with pytest.raises(UserError, match=cause):
+        replace(config, **changes)
+
+
+def missing_engine():
+    raise UserError("engine missing: not installed")
+
+
+@pytest.mark.parametrize(
+    "engine, cause", [("abacus", "engine must be one of .*abacus"), ("missing", "engine missing: not installed")]
+)
+def test_engines_that_cannot_be_compared_stop_it_at_once(engine, cause, config, tmp_path, monkeypatch):
+    """An engine that is unknown or not installed is an error before anything is trained or written."""
+    monkeypatch.setitem(ENGINES, "missing", missing_engine)
+    with pytest.raises(UserError, match=cause):
+        compare(replace(config, engines=("native", engine)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_engines_are_compared_on_the_same_weights(config, slow_engine, tmp_path):
+    """Every engine trains its own run, and scores the weights of the first engine's run as the first engine does."""
+    config, out = replace(config, engines=("native", "slow")), tmp_path / "out"
+    report = compare(config, out)
+    kpfcnn, native, slow = report["runs"]
+    assert "engine" not in kpfcnn and "first_engine" not in kpfcnn
+    assert [run["engine"] for run in (native, slow)] == ["native", "slow"]
+    assert native["first_engine"]["results"]["miou"] == native["results"]["miou"]
+    assert slow["first_engine"]["results"]["confusion"] == native["results"]["confusion"]
+    for run in ("minkunet-native", "minkunet-slow"):
+        assert (out / "runs" / f"{run}-baseline-0.1-seed0" / "results.json").exists()
+
+    head, _, *rows = (out / "table.md").read_text().splitlines()[:5]
+    titles = [title.strip() for title in head.strip("|").split("|")]
+    rows = [dict(zip(titles, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
+    same = [row["mIoU % with the first engine's weights"] for row in rows]
+    assert [row["engine"] for row in rows] == ["-", "native", "slow"]
+    assert same == ["-", *[f"{100 * native['results']['miou']:.1f}"] * 2]
+    assert all(row["evaluation s"].isdigit() and row["training s"].isdigit() for row in rows[1:])
+
+    before = (out / "results.json").read_bytes()
+    compare(config, out)
+    assert (out / "results.json").read_bytes() == before, "nothing is trained or evaluated twice"
+
+
+def test_results_that_are_known_stay_in_the_report(config, tmp_path, monkeypatch):
+    """A comparison that is run again, as with more seeds, reports finished runs from its first writing on."""
+    compare(replace(config, backbones=["minkunet"]), tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    assert [run["backbone"] for run in reported(tmp_path)] == ["minkunet"], "the old report is not touched yet"
+
+    def failing(*_):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(module, "train", failing)
+    monkeypatch.setattr(module, "plot_comparison", interrupted)  # ends it when the first run has been written
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    failed, known = reported(tmp_path)
+    assert failed["error"] == "RuntimeError: no luck" and known["results"]["miou"] > 0
+
+
+def test_a_folder_with_another_run_stops_it_at_once(config, tmp_path):
+    """Settings other than those of the folder are an error; the results that are there stay."""
+    config = replace(config, backbones=["minkunet"])
+    compare(config, tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    changed = replace(config, train=replace(config.train, optim=replace(config.train.optim, lr=0.5)))
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        compare(changed, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_run_that_cannot_go_on_is_reported_and_leaves_the_others_alone(config, tmp_path):
+    """A broken checkpoint fails its run, with the reason in the table; the runs after it are trained."""
+    compare(replace(config, backbones=["kpfcnn"]), tmp_path)
+    folder = tmp_path / "runs" / "kpfcnn-baseline-0.1-seed0"
+    (folder / "results.json").unlink()
+    (folder / "checkpoint.pt").write_bytes(b"half")
+    broken, whole = compare(config, tmp_path)["runs"]
+    assert str(folder / "checkpoint.pt") in broken["error"] and whole["results"]["miou"] > 0
+    table = (tmp_path / "table.md").read_text()
+    assert "0, 1 failed" in table and f"* kpfcnn baseline, 10 % labels, seed 0: {folder}" in table
+
+
+def test_without_the_first_engines_weights_there_is_nothing_to_compare(config, slow_engine, tmp_path, monkeypatch):
+    """Where the first engine's run failed the other engine's run is reported alone."""
+
+    def train(settings, folder):
+        if settings.minkunet.engine == "native":
+            raise FloatingPointError("diverged")
+        return SCORES
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "plot_comparison", lambda *_: None)
+    config = replace(config, backbones=["minkunet"], engines=("native", "slow"))
+    native, slow = compare(config, tmp_path)["runs"]
+    assert native["error"] == "FloatingPointError: diverged" and slow["results"] == SCORES
+    assert not any("first_engine" in run for run in (native, slow))
+
+
+def test_a_score_of_none_is_left_out(tmp_path):
+    """A run without mIoU has a row and no bar, and takes no part in means and differences."""
+    runs = [
+        {"backbone": "kpfcnn", "method": method, "label_rate": 0.1, "seed": seed, "results": {**SCORES, "miou": miou}}
+        for method, seed, miou in (("baseline", 0, None), ("baseline", 1, 0.5), ("csfr", 0, 0.5), ("csfr", 1, None))
+    ]
+    _, _, baseline, csfr = comparison_table(runs).splitlines()[:4]
+    assert baseline.split(" | ")[3:6] == ["2", "50.0", ""]
+    assert csfr.split(" | ")[3:6] == ["2", "50.0", "-"]
+    plot_comparison(runs, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    shutil.rmtree(tmp_path)
+    plot_comparison(runs[:1], tmp_path / "figure.png")
+    assert not tmp_path.exists()
+
+
+def test_minkowski_scores_the_same_weights_like_native(config, tmp_path):
+    """The engine of MinkowskiEngine gives the scores of the native one with its weights, to the digit that is shown."""
+    pytest.importorskip("dsp_sparse.backbones.engines.minkowski")
+    try:
+        ENGINES["minkowski"]()
+    except UserError as error:
+        pytest.skip(str(error))
+    config = replace(config, backbones=["minkunet"], engines=("native", "minkowski"))
+    native, minkowski = compare(config, tmp_path)["runs"]
+    scores = [run["first_engine"]["results"]["miou"] for run in (native, minkowski)]
+    assert scores[0] == pytest.approx(scores[1], abs=5e-4)
+    assert minkowski["results"]["miou"] > 0
