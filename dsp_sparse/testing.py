@@ -1,10 +1,12 @@
 """Helpers for tests of code built on this package."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 
 from .backbones import TapBackbone, build_backbone
+from .backbones.engines import ENGINES
 from .ragged import Ragged
 
 # Options under which a backbone trains in well under a second on a CPU. Their coarsest cells are 0.4 to 1.6 m, so that
@@ -18,6 +20,12 @@ TINY = {
 def devices() -> list[str]:
     """The torch devices of this machine that the package runs on."""
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def engines() -> list[str]:
+    """The engines of sparse convolutions whose packages are installed, whether they work or not."""
+    packages = {name: engine.package for name, engine in ENGINES.items()}
+    return [name for name, package in packages.items() if package is None or importlib.util.find_spec(package)]
 
 
 def random_ragged(

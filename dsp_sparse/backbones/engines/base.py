@@ -36,6 +36,8 @@ class SparseEngine(ABC):
     Coordinates are the same for every engine: rows packed by sample, and in a sample sorted.
     """
 
+    package: str | None = None  # what must be installed, by the name it is imported under
+
     def quantize(self, points: Tensor, offsets: Tensor, voxel_size: float) -> tuple[VoxelGrid, Tensor]:
         """The voxels `floor(points / voxel_size)` of `[N, 3]` points, and the `[N]` int64 voxel row of every point.
 

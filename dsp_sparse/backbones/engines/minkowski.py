@@ -121,6 +121,8 @@ class MinkowskiAdapter(SparseEngine):
         UserError: MinkowskiEngine is not installed, or does not work.
     """
 
+    package = "MinkowskiEngine"
+
     def __init__(self):
         load()
 
