@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
+import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from .config import CompareConfig, TrainConfig
@@ -104,8 +105,19 @@ def predict(run: str, cloud: str, out: str = "predicted.ply") -> None:
     predict_file(run, cloud, out)
 
 
-def doctor() -> int:
-    """Say what is installed, which kernels, devices and engines work here, and why the others do not."""
+def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
+    """Say what is installed, which kernels, devices and engines work here, and why the others do not.
+
+    Args:
+        install_minkowski: instead, build MinkowskiEngine 0.5.4 on the torch that is here, install it and try it.
+        cuda: with --install-minkowski: build it for CUDA too.
+    """
+    if cuda and not install_minkowski:
+        raise UserError("--cuda belongs to --install-minkowski")
+    if install_minkowski:
+        from .minkowski_install import install_minkowski as install
+
+        return install(cuda)
     from .doctor import diagnose
 
     return diagnose()
@@ -136,9 +148,18 @@ def fail(program: str, message: object) -> int:
 
 
 def plain_parser(function: Callable) -> ArgumentParser:
-    """A subcommand whose arguments are those of its function; the ones without a default are positional."""
+    """A subcommand whose arguments are those of its function; the ones without a default are positional.
+
+    Switches (`bool`, false by default) take no value.
+    """
     parser = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).partition("\n")[0])
-    parser.add_function_arguments(function, as_group=False, as_positional=True)
+    arguments = inspect.signature(function).parameters.values()
+    switches = {argument.name for argument in arguments if argument.annotation is bool}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches)
+    for argument in docstring_parser.parse(function.__doc__).params:
+        if argument.arg_name in switches:
+            flag = f"--{argument.arg_name.replace('_', '-')}"
+            parser.add_argument(flag, action="store_true", help=argument.description)
     return parser
 
 
