@@ -7,8 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import offset_bounds
-
-MAX_CELLS = 2**62  # so that the key of a cell fits int64
+from ._keys import MAX_CELLS, sort_keys
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,7 @@ class Grid:
 
         Points outside the grid count to the nearest cell.
         """
-        keys, order = offsets.new_empty(len(points)), offsets.new_empty(len(points), dtype=torch.int32)
+        keys = offsets.new_empty(len(points))
         box = self.boxes, self.cells, len(self.cells)
         _native.call("kp_cell_keys", points, points.dtype, points, len(points), offsets, *box, keys)
-        if _native.on_cuda(points):
-            keys, order = torch.sort(keys, stable=True)
-            return keys, order.int()
-        ascending = torch.empty_like(keys)
-        _native.call("kp_sort_keys", keys, keys, len(keys), self.num_cells, ascending, order)
-        return ascending, order
+        return sort_keys(keys, self.num_cells)

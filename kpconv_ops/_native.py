@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).resolve().parent
 _C_TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "double": ctypes.c_double}
 # What the libraries and what the Python functions call the rows that callers give.
 _ROWS = {"indices": "nb.indices", "splits": "nb.splits", "rows": "rows of kernel_map"}
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
 
 
 def signatures(header: str, suffix: str = "_cuda") -> dict[str, list]:

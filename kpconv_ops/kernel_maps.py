@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import check_count, check_row_count, check_size, check_tensor, offset_bounds
+from ._boxes import Box, extents_of
+from ._checks import check_count, check_size, check_tensor
 from ._csr import splits_of
+from ._keys import MAX_CELLS, sort_keys
 from .neighbors import Neighbors
-from .voxels import Box, samples_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +111,26 @@ torch.library.define("kpconv_ops::map_neighbors", "(Tensor rows) -> (Tensor indi
 
 @torch.library.impl("kpconv_ops::kernel_map", ("cpu", "cuda"))
 def _kernel_map(in_coords, in_offsets, out_coords, out_offsets, kernel_size, dilation):
-    check_row_count("in_coords", in_coords)
-    check_row_count("out_coords", out_coords)
-    offset_bounds("in_offsets", in_offsets, len(in_coords))
-    offset_bounds("out_offsets", out_offsets, len(out_coords))
-    axes = [[(i - size // 2 * (size % 2)) * dilation for i in range(size)] for size in kernel_size]
-    in_samples, out_samples = samples_of(in_offsets, len(in_coords)), samples_of(out_offsets, len(out_coords))
-    box = Box(
-        "in_coords and out_coords",
-        torch.cat([in_coords, out_coords]),
-        torch.cat([in_samples, out_samples]),
-        len(in_offsets) - 1,
-        reach=([axis[0] for axis in axes], [axis[-1] for axis in axes]),
-    )
-    keys, order = box.keys(in_coords, in_samples).sort(stable=True)
-    queries = box.keys(out_coords, out_samples)
-    shifts = [box.shift(x, y, z) for z in axes[2] for y in axes[1] for x in axes[0]]
-    rows = in_coords.new_empty(len(shifts), len(queries), dtype=torch.int32)
-    _native.call(
-        "kp_find_keys", keys, keys, order, len(keys), queries, len(queries), keys.new_tensor(shifts), len(shifts), rows
-    )
+    in_coords, in_offsets = in_coords.contiguous(), in_offsets.contiguous()
+    out_coords, out_offsets = out_coords.contiguous(), out_offsets.contiguous()
+    extents = [
+        extents_of("in_coords", in_coords, 1, "in_offsets", in_offsets),
+        extents_of("out_coords", out_coords, 1, "out_offsets", out_offsets),
+    ]
+    first = [-(size // 2) * (size % 2) * dilation for size in kernel_size]
+    last = [start + (size - 1) * dilation for start, size in zip(first, kernel_size, strict=True)]
+    box = Box("in_coords and out_coords", extents, (first, last), in_coords.device)
+    keys, order = box.keys(in_coords, 1, in_offsets), None
+    if _native.on_cuda(keys) or not (keys[1:] > keys[:-1]).all():  # ours ascend; asking CUDA takes longer than sorting
+        keys, order = sort_keys(keys, box.num_keys)
+    keys = torch.nn.functional.pad(keys, (0, 1), value=MAX_CELLS)
+    queries = box.keys(out_coords, 1, out_offsets)
+    # The taps of a run along x have keys that follow each other.
+    y_steps, z_steps = (range(first[axis], last[axis] + 1, dilation) for axis in (1, 2))
+    runs = keys.new_tensor([box.step(first[0], y, z) for z in z_steps for y in y_steps])
+    rows = keys.new_empty(len(runs) * kernel_size[0], len(queries), dtype=torch.int32)
+    searches = queries, len(queries), runs, len(runs), kernel_size[0], dilation
+    _native.call("kp_find_keys", keys, keys, order, len(in_coords), *searches, rows)
     return rows
 
 

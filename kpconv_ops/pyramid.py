@@ -9,7 +9,7 @@ from ._checks import check_count, check_length, check_points, check_positive, ch
 from ._grid import Extent
 from ._search import Supports, radius_grid
 from .neighbors import Neighbors, edge_counts
-from .subsample import cell_grid, cells_of
+from .subsample import cell_grid, grid_cells
 from .upsample import Upsampling
 
 
@@ -104,7 +104,7 @@ def _pyramid(points, offsets, cell_size, radii):
         if level == len(radii) - 1:
             break
         finer = points, offsets
-        order, splits, inverse, offsets = cells_of(
+        order, splits, inverse, offsets = grid_cells(
             points, offsets, cell_grid(extent, cell_size * 2 ** (level + 1), points.device)
         )
         points = torch.ops.kpconv_ops.segment_mean(points, order, splits, inverse)

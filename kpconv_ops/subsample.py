@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_points, check_positive, check_row_count, check_tensor
-from ._csr import splits_of
 from ._grid import Extent, Grid
+from ._keys import cells_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _grid_cells(points, offsets, cell_size):
     points, offsets = points.contiguous(), offsets.contiguous()
     check_row_count("points", points)
     extent = Extent.of("points", points, "offsets", offsets)
-    return cells_of(points, offsets, cell_grid(extent, cell_size, points.device))
+    return grid_cells(points, offsets, cell_grid(extent, cell_size, points.device))
 
 
 def cell_grid(extent: Extent, cell_size: float, device: torch.device) -> Grid:
@@ -83,15 +83,10 @@ def cell_grid(extent: Extent, cell_size: float, device: torch.device) -> Grid:
     return Grid.over(extent, torch.full((len(extent.low),), cell_size, dtype=torch.float64), "cell_size", device)
 
 
-def cells_of(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The results of `grid_cells`. Waits for the device, to learn how many cells there are."""
+def grid_cells(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results of the operator. Waits for the device."""
     keys, order = grid.sort(points, offsets)
-    begins = keys.new_ones(len(keys), dtype=torch.bool)
-    torch.ne(keys[1:], keys[:-1], out=begins[1:])
-    ranks = splits_of(begins)  # cells that begin before a point
-    splits, inverse = keys.new_zeros(int(ranks[-1]) + 1), torch.empty_like(keys)
-    _native.call("kp_cells", keys, keys, order, ranks, len(keys), splits, inverse)
-    return order, splits, inverse, ranks[offsets]
+    return order, *cells_of(keys, order, offsets)
 
 
 @torch.library.register_fake("kpconv_ops::grid_cells")

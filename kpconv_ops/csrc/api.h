@@ -4,8 +4,9 @@
 // stream. Every function returns 0, or another number and a message from kp_last_error. kpconv_ops/_native.py reads
 // this file to learn the signatures, so it is the only place that states them.
 //
-// dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16; any other is an error. Coordinates are 0 or 1. Packed
-// samples: sample b of B owns the rows offsets[b] to offsets[b + 1] (int64).
+// dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16, 4 int64; any other is an error. Features are 0 to 3,
+// coordinates 0 or 1 or, where it is said, 4. Packed samples: sample b of B owns the rows offsets[b] to offsets[b + 1]
+// (int64).
 //
 // Neighbourhoods are CSR: query i sees the supports indices[splits[i]] to indices[splits[i + 1]] (not included). splits
 // may be a slice of a longer array; num_indices is the length of all of `indices`. No function that takes num_indices
@@ -24,8 +25,9 @@
 
 // ---- geometry: subsampling and neighbours
 
-// The smallest and largest coordinates low and high [pieces, batch, 3] of the pieces that each sample is cut into; NaN
-// where a coordinate is not finite, +-infinity where there is no point. On both devices offsets are clamped to [0, n].
+// The smallest and largest coordinates (also int64) low and high [pieces, batch, 3] of the pieces that each sample is cut
+// into; NaN where a coordinate is not finite, where there is no point +-infinity or the largest number and its negative.
+// On both devices offsets are clamped to [0, n].
 KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
                  void* low, void* high, int device, void* stream);
 
@@ -141,10 +143,22 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
 
 // A kernel map `rows` [num_taps, num_out]: the input row that a tap reads for an output row, -1 for none.
 
-// rows [num_shifts, num_queries]: order[p] of the position p of queries[i] + shifts[k] in the ascending `keys`, or -1.
-KP_OP(kp_find_keys)(const int64_t* keys, const int64_t* order, int64_t num_keys, const int64_t* queries,
-                    int64_t num_queries, const int64_t* shifts, int64_t num_shifts, int32_t* rows, int device,
-                    void* stream);
+// Voxel floor(point / size) of sample b is numbered by ((b * nz + z) * ny + y) * nx + x, where x, y and z count from
+// low[b] [batch, 3] and stay below nx, ny and nz.
+
+// Writes the key of the voxel of each of n points (also int64 ones).
+KP_OP(kp_voxel_keys)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, double size,
+                     const int64_t* low, int64_t nx, int64_t ny, int64_t nz, int64_t* keys, int device, void* stream);
+
+// coords [num_voxels, 3]: the voxels of keys[first[0]], keys[first[1]]..., times `scale`.
+KP_OP(kp_voxel_coords)(const int64_t* keys, const int64_t* first, int64_t num_voxels, int64_t scale, const int64_t* low,
+                       int64_t nx, int64_t ny, int64_t nz, int64_t* coords, int device, void* stream);
+
+// Tap j of run r looks for queries[i] + shifts[r] + j * step in the ascending `keys` [num_keys + 1], the last of which is
+// larger than all. rows [num_runs, run, num_queries]: the row of the key, order[p] for position p (null: p), or -1.
+KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* queries,
+                    int64_t num_queries, const int64_t* shifts, int64_t num_runs, int64_t run, int64_t step,
+                    int32_t* rows, int device, void* stream);
 
 // transposed [num_taps, num_in], all -1 before: the output row that reads an input row at a tap. An input row that a tap
 // reads twice, and one outside [-1, num_in), is an error on the CPU; on CUDA one of the two stays, the other is passed

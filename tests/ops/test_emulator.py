@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kpconv_ops import _native
+from kpconv_ops._checks import FEATURE_DTYPES
 
 SOURCE = """
 #include "cuda/tensor.h"
@@ -118,7 +119,7 @@ def test_exchanges_in_a_row(library):
     assert torch.equal(torch.tensor(list(sums)).view(2, 16, 2), upto.view(2, 16, 2).flip(2))
 
 
-@pytest.mark.parametrize("dtype", _native._DTYPE_CODES)
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
 def test_matrix_products(library, dtype):
     """Only the product of two low parts is lost: 2^-22 of a float32, 2^-18 of one that meets bfloat16."""
     random = torch.Generator().manual_seed(0)

@@ -106,7 +106,7 @@ def test_the_order_of_voxels_does_not_matter(seed):
 
 def test_opcheck(device):
     coords, offsets = on(device, *voxels((12,), extent=3))
-    torch.library.opcheck(torch.ops.kpconv_ops.unique_voxels, (coords, offsets, "coords"))
+    torch.library.opcheck(torch.ops.kpconv_ops.unique_voxels, (coords, offsets, 2.0, "coords"))
     torch.library.opcheck(torch.ops.kpconv_ops.kernel_map, (coords, offsets, coords, offsets, [3, 2, 1], 1))
     rows = kernel_map(coords, offsets, coords, offsets, 3).rows
     torch.library.opcheck(torch.ops.kpconv_ops.transpose_map, (rows, len(coords)))

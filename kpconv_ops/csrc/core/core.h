@@ -121,6 +121,19 @@ void with_coordinates(int dtype, F f) {
   }
 }
 
+// The same for coordinates that may also be whole numbers.
+template <class F>
+void with_positions(int dtype, F f) {
+  if (dtype == 4) f(int64_t{});
+  else with_coordinates(dtype, f);
+}
+
+// Larger than any other value of a coordinate's type.
+template <class T>
+KP_HD T highest() { return static_cast<T>(INFINITY); }
+template <>
+KP_HD int64_t highest<int64_t>() { return INT64_MAX; }
+
 // Calls f with a value of the feature type of this code.
 template <class F>
 void with_features(int dtype, F f) {

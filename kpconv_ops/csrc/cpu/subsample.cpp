@@ -16,8 +16,8 @@ template <class T>
 KP_WIDE_BODY void bounds_of(const T* points, int64_t n, T* low, T* high) {
   constexpr int64_t kLanes = 48;
   T lows[kLanes], highs[kLanes], probe[kLanes] = {};
-  std::fill(lows, lows + kLanes, static_cast<T>(INFINITY));
-  std::fill(highs, highs + kLanes, static_cast<T>(-INFINITY));
+  std::fill(lows, lows + kLanes, highest<T>());
+  std::fill(highs, highs + kLanes, -highest<T>());
   auto take = [&](const T* values, int64_t count) __attribute__((always_inline)) {
     for (int64_t k = 0; k < count; k++) {
       lows[k] = values[k] < lows[k] ? values[k] : lows[k];
@@ -31,7 +31,7 @@ KP_WIDE_BODY void bounds_of(const T* points, int64_t n, T* low, T* high) {
   T valid = 0;
   for (int64_t k = 0; k < kLanes; k++) valid += probe[k];
   for (int64_t axis = 0; axis < 3; axis++) {
-    low[axis] = static_cast<T>(INFINITY), high[axis] = static_cast<T>(-INFINITY);
+    low[axis] = highest<T>(), high[axis] = -highest<T>();
     for (int64_t k = axis; k < kLanes; k += 3) {
       low[axis] = std::min(low[axis], lows[k]);
       high[axis] = std::max(high[axis], highs[k]);
@@ -100,8 +100,14 @@ KP_WIDE_BODY void sum_segments(const T* values, int64_t channels, const int32_t*
   }
 }
 
+#define KP_BOUNDS(T) \
+  KP_WIDE void bounds(const T* points, int64_t n, T* low, T* high) { bounds_of(points, n, low, high); }
+KP_BOUNDS(float)
+KP_BOUNDS(double)
+KP_BOUNDS(int64_t)
+#undef KP_BOUNDS
+
 #define KP_COORDINATES(T)                                                                                \
-  KP_WIDE void bounds(const T* points, int64_t n, T* low, T* high) { bounds_of(points, n, low, high); }  \
   KP_WIDE void cell_keys(const SampleGrid& grid, const T* points, int64_t n, int64_t* keys) {            \
     keys_of(grid, points, n, keys);                                                                      \
   }
@@ -131,7 +137,7 @@ KP_SEGMENTS(BFloat16)
 KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
                  void* low, void* high, int, void*) {
   return kp::guarded([=] {
-    kp::with_coordinates(dtype, [=](auto type) {
+    kp::with_positions(dtype, [=](auto type) {
       using T = decltype(type);
       kp::parallel_for(pieces * batch, std::max<int64_t>(1, pieces * batch * 4096 / (n + 1)), [=](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
@@ -166,7 +172,7 @@ KP_OP(kp_cell_keys)(int dtype, const void* points, int64_t n, const int64_t* off
 KP_CPU_OP(kp_sort_keys)(const int64_t* keys, int64_t n, int64_t num_keys, int64_t* sorted, int32_t* order, int, void*) {
   return kp::guarded([=] {
     int bits = 1;
-    while (bits < 62 && num_keys >> bits) bits++;
+    while (bits < 62 && (num_keys - 1) >> bits) bits++;
     const int passes = (bits + 10) / 11, width = (bits + passes - 1) / passes;
     const int64_t digits = int64_t{1} << width, tasks = std::clamp<int64_t>(n / 8192, 1, 16);
     std::unique_ptr<int64_t[]> counts(new int64_t[tasks * digits]), other_keys(new int64_t[passes > 1 ? n : 0]);

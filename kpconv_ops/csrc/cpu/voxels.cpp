@@ -1,45 +1,70 @@
+#include "core/voxels.h"
+
 #include <algorithm>
 #include <atomic>
 
-#include "core/grid.h"
 #include "cpu/cpu.h"
 #include "cpu/csr.h"
 
 namespace kp {
 
-// Position of the first key not below `key`, looked for from `hint` on with doubling steps: next to free when one search
-// follows another in ascending order.
-inline int64_t search_from(const int64_t* keys, int64_t count, int64_t hint, int64_t key) {
-  int64_t low = 0, high = count, step = 1;
-  if (hint < count && keys[hint] < key) {
-    low = hint + 1;
-    while (hint + step < count && keys[hint + step] < key) {
-      low = hint + step + 1;
-      step *= 2;
-    }
-    high = std::min(hint + step, count);
-  } else {
-    high = hint;
-    while (step <= hint && keys[hint - step] >= key) {
-      high = hint - step;
-      step *= 2;
-    }
-    low = std::max(hint - step + 1, int64_t{0});
-  }
-  return low + lower_bound(keys + low, high - low, key);
+template <class T>
+KP_WIDE_BODY void keys_of(const VoxelBox& box, const T* points, int64_t n, T size, int64_t sample, int64_t* keys) {
+  for (int64_t i = 0; i < n; i++) keys[i] = box.key(points + 3 * i, size, sample);
 }
+
+#define KP_KEYS(T)                                                                                                   \
+  KP_WIDE void voxel_keys(const VoxelBox& box, const T* points, int64_t n, T size, int64_t sample, int64_t* keys) {  \
+    keys_of(box, points, n, size, sample, keys);                                                                     \
+  }
+KP_KEYS(float)
+KP_KEYS(double)
+KP_KEYS(int64_t)
+#undef KP_KEYS
 
 }  // namespace kp
 
-KP_OP(kp_find_keys)(const int64_t* keys, const int64_t* order, int64_t num_keys, const int64_t* queries,
-                    int64_t num_queries, const int64_t* shifts, int64_t num_shifts, int32_t* rows, int, void*) {
-  return kp::guarded([&] {
-    kp::parallel_for(num_shifts * num_queries, 4096, [&](int64_t begin, int64_t end) {
-      int64_t position = 0;
-      for (int64_t t = begin; t < end; t++) {
-        const int64_t key = queries[t % num_queries] + shifts[t / num_queries];
-        position = kp::search_from(keys, num_keys, position, key);
-        rows[t] = position < num_keys && keys[position] == key ? static_cast<int32_t>(order[position]) : -1;
+KP_OP(kp_voxel_keys)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, double size,
+                     const int64_t* low, int64_t nx, int64_t ny, int64_t nz, int64_t* keys, int, void*) {
+  return kp::guarded([=] {
+    kp::with_positions(dtype, [=](auto type) {
+      using T = decltype(type);
+      const kp::VoxelBox box{low, nx, ny, nz};
+      kp::parallel_for(n, 4096, [=](int64_t begin, int64_t end) {
+        for (int64_t b = kp::sample_of(begin, offsets, batch); begin < end; b++) {
+          const int64_t last = std::min(end, offsets[b + 1]);
+          kp::voxel_keys(box, static_cast<const T*>(points) + 3 * begin, last - begin, static_cast<T>(size), b,
+                         keys + begin);
+          begin = last;
+        }
+      });
+    });
+  });
+}
+
+KP_OP(kp_voxel_coords)(const int64_t* keys, const int64_t* first, int64_t num_voxels, int64_t scale, const int64_t* low,
+                       int64_t nx, int64_t ny, int64_t nz, int64_t* coords, int, void*) {
+  return kp::guarded([=] {
+    const kp::VoxelBox box{low, nx, ny, nz};
+    kp::parallel_for(num_voxels, 4096, [=](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; v++) box.write_voxel(keys[first[v]], scale, coords + 3 * v);
+    });
+  });
+}
+
+// Queries mostly ascend: the search for one goes on where that for the last ended.
+KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* queries,
+                    int64_t num_queries, const int64_t* shifts, int64_t num_runs, int64_t run, int64_t step,
+                    int32_t* rows, int, void*) {
+  return kp::guarded([=] {
+    kp::parallel_for(num_queries, 1024, [=](int64_t begin, int64_t end) {
+      for (int64_t r = 0; r < num_runs; r++) {
+        int64_t position = 0;
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t key = queries[i] + shifts[r];
+          position = kp::lower_bound_near(keys, num_keys, position, key);
+          kp::find_run(keys, num_keys, order, position, key, step, run, num_queries, rows + r * run * num_queries + i);
+        }
       }
     });
   });

@@ -17,20 +17,20 @@ __global__ void bounds_kernel(const T* points, int64_t n, const int64_t* offsets
   const int lane = threadIdx.x % kWarp;
   Range rows = piece_of(offsets, n, i % batch, i / batch, pieces);
   for (int axis = 0; axis < 3; axis++) {
-    T lowest = static_cast<T>(INFINITY), highest = static_cast<T>(-INFINITY), probe = 0;
+    T smallest = highest<T>(), largest = -highest<T>(), probe = 0;
     for (int64_t row = rows.begin + lane; row < rows.end; row += kWarp) {
       T value = points[3 * row + axis];
-      lowest = value < lowest ? value : lowest;
-      highest = value > highest ? value : highest;
+      smallest = value < smallest ? value : smallest;
+      largest = value > largest ? value : largest;
       probe += value * 0;  // NaN unless finite
     }
     for (int step = kWarp / 2; step > 0; step /= 2) {
-      T other_lowest = __shfl_xor_sync(~0u, lowest, step), other_highest = __shfl_xor_sync(~0u, highest, step);
-      lowest = other_lowest < lowest ? other_lowest : lowest;
-      highest = other_highest > highest ? other_highest : highest;
+      T other_smallest = __shfl_xor_sync(~0u, smallest, step), other_largest = __shfl_xor_sync(~0u, largest, step);
+      smallest = other_smallest < smallest ? other_smallest : smallest;
+      largest = other_largest > largest ? other_largest : largest;
       probe += __shfl_xor_sync(~0u, probe, step);
     }
-    if (lane == 0) low[3 * i + axis] = lowest + probe, high[3 * i + axis] = highest + probe;
+    if (lane == 0) low[3 * i + axis] = smallest + probe, high[3 * i + axis] = largest + probe;
   }
 }
 
@@ -85,7 +85,7 @@ __global__ void segment_mode_kernel(const int64_t* labels, const int32_t* order,
 KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
                  void* low, void* high, int device, void* stream) {
   return kp::guarded(device, [=] {
-    kp::with_coordinates(dtype, [=](auto type) {
+    kp::with_positions(dtype, [=](auto type) {
       using T = decltype(type);
       int64_t threads = batch * pieces * kp::kWarp;
       if (threads > 0)

@@ -1,0 +1,77 @@
+"""Boxes around sparse voxels, in which they are numbered."""
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_row_count, offset_bounds
+from ._keys import MAX_CELLS
+
+_FAR = 2**62  # no voxel lies so far from the origin
+
+
+def extents_of(name: str, points: Tensor, size: float, offsets_name: str, offsets: Tensor) -> Tensor:
+    """The lowest and highest voxel `floor(points / size)` of every sample, `[2, B, 3]` int64 on the CPU.
+
+    The lowest is the higher one where a sample is empty. Waits for the device. Raises ValueError for wrong offsets and
+    for coordinates that are not finite.
+    """
+    check_row_count(name, points)
+    batch, pieces = max(len(offsets) - 1, 0), min(max(len(points) // 2048, 1), 256)
+    bounds = points.new_empty(2, pieces, batch, 3)
+    _native.call("kp_bounds", points, points.dtype, points, len(points), offsets, batch, pieces, bounds[0], bounds[1])
+    bounds = torch.stack([bounds[0].amin(dim=0), bounds[1].amax(dim=0)])
+    # A tensor as the divisor: CUDA multiplies by the reciprocal of a number, which may land in another voxel.
+    voxels = torch.div(bounds, bounds.new_tensor(size), rounding_mode="floor")
+    voxels = torch.where((voxels > -_FAR) & (voxels < _FAR), voxels, _FAR).long()
+    offsets, voxels = torch.cat([offsets, voxels.flatten()]).cpu().split([len(offsets), 6 * batch])
+    offset_bounds(offsets_name, offsets, len(points))
+    voxels, occupied = voxels.view(2, batch, 3), offsets.diff()[:, None] > 0
+    if (occupied & (voxels == _FAR)).any():
+        raise ValueError(f"{name} must be finite and within 2^62 voxels of the origin")
+    return torch.where(occupied, voxels, torch.tensor([_FAR, -_FAR])[:, None, None])
+
+
+class Box:
+    """Numbers the voxels of a box, one box a sample: an int64 key that orders voxels by (sample, z, y, x).
+
+    A step along an axis adds the same number to the key of any voxel.
+
+    Args:
+        name: what an error calls the voxels.
+        extents: of all the voxels, from `extents_of`.
+        reach: the lowest and the highest step from a voxel along x, y and z that still leads into the box.
+        device: where the voxels are.
+    """
+
+    def __init__(self, name: str, extents: list[Tensor], reach: tuple[list[int], list[int]], device: torch.device):
+        low, high = torch.stack(extents).unbind(1)
+        low, high = low.amin(dim=0) + torch.tensor(reach[0]), high.amax(dim=0) + torch.tensor(reach[1])
+        low, high = (torch.where(low <= high, each, 0) for each in (low, high))
+        size = (high.double() - low.double() + 1).amax(dim=0) if len(low) else torch.ones(3)  # int64 may overflow
+        if not len(low) * float(size.prod()) < MAX_CELLS:
+            raise ValueError(
+                f"{name} must lie closer together: {len(low)} samples of up to "
+                f"{' x '.join(f'{n:.0f}' for n in size.tolist())} voxels cannot be numbered in 64 bits"
+            )
+        self._low = low.to(device)
+        self._size = (high - low + 1).amax(dim=0).tolist() if len(low) else [1, 1, 1]
+        self.num_keys = len(low) * self.step(0, 0, self._size[2])
+
+    def step(self, x: int, y: int, z: int) -> int:
+        """What a step adds to a key."""
+        return (z * self._size[1] + y) * self._size[0] + x
+
+    def keys(self, points: Tensor, size: float, offsets: Tensor) -> Tensor:
+        """The key of the voxel of every point."""
+        keys = offsets.new_empty(len(points))
+        samples = offsets, len(self._low)
+        box = self._low, *self._size
+        _native.call("kp_voxel_keys", points, points.dtype, points, len(points), *samples, size, *box, keys)
+        return keys
+
+    def voxels(self, keys: Tensor, rows: Tensor, scale: int) -> Tensor:
+        """The voxels of `keys[rows]`, times `scale`."""
+        voxels = keys.new_empty(len(rows), 3)
+        _native.call("kp_voxel_coords", keys, keys, rows, len(rows), scale, self._low, *self._size, voxels)
+        return voxels
