@@ -6,6 +6,7 @@ from ..errors import UserError
 from .base import TapBackbone, TapInfo
 from .kpfcnn import KPFCNN, KPFCNNConfig
 from .minkunet import MinkUNet, MinkUNetConfig
+from .pretrained import load_pretrained
 
 BACKBONES = {
     "kpfcnn": (KPFCNN, KPFCNNConfig),
@@ -47,4 +48,5 @@ __all__ = [
     "TapBackbone",
     "TapInfo",
     "build_backbone",
+    "load_pretrained",
 ]

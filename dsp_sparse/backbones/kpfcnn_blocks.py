@@ -31,6 +31,14 @@ class Stencil:
     neighbors: Neighbors
 
 
+def padded_max_pool(features: Tensor, nb: Neighbors) -> Tensor:
+    """`max_pool` as KPConv-PyTorch has it: a neighbourhood smaller than the largest one is padded with zeros."""
+    counts = nb.splits.diff()
+    padded = counts < F.pad(counts, (0, 1)).max()
+    pooled = max_pool(features, nb)
+    return torch.where(padded[:, None], pooled.clamp(min=0), pooled)
+
+
 @dataclass(frozen=True, eq=False)
 class Deformation:
     """Where a deformable convolution moved its `kernel_points [P, 3]`: by `offsets [M, P, 3]` for its M queries."""
@@ -158,6 +166,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         width = out_channels // 4
         self.strided = strided
+        self.pool = padded_max_pool if config.padded_pools else max_pool
         self.reduce = Unary(in_channels, width, config) if in_channels != width else None
         self.conv = convolution(width, width, level, config)
         self.norm = BatchNorm(width, momentum=config.bn_momentum)
@@ -167,5 +176,5 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, stencil: Stencil, deformations: list[Deformation]) -> Tensor:
         y = leaky_relu(self.reduce(x)) if self.reduce else x
         y = self.expand(leaky_relu(self.norm(self.conv(y, stencil, deformations))))
-        x = max_pool(x, stencil.neighbors) if self.strided else x
+        x = self.pool(x, stencil.neighbors) if self.strided else x
         return leaky_relu(y + (self.shortcut(x) if self.shortcut else x))

@@ -29,6 +29,9 @@ class KPFCNNConfig:
             the next is one of its convolutions. KPConv's deformable S3DIS network: (3, 4).
         modulated: deformable convolutions also weigh their kernel points, point by point.
         deform_radius: how far a deformable level looks for neighbours that kernel points may move to, in its cells.
+        padded_pools: max pooling includes a 0 wherever a neighbourhood is smaller than the largest in its batch, like
+            that over KPConv-PyTorch's padded neighbourhoods: for its checkpoints. Results then depend on what else is
+            in the batch.
         bn_momentum: momentum of the batch normalisations.
         tap_stage: decoder stages before the tap; 0 is the bottleneck.
 
@@ -47,6 +50,7 @@ class KPFCNNConfig:
     deformable_levels: tuple[int, ...] = ()
     modulated: bool = False
     deform_radius: float = 5.0
+    padded_pools: bool = False
     bn_momentum: float = 0.02
     tap_stage: int = 1
 
