@@ -22,9 +22,9 @@ _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bflo
 
 
 def signatures(header: str, suffix: str = "_cuda") -> dict[str, list]:
-    """The ctypes argument types of every `KP_OP(name)(arguments);` in the text of api.h, `KP_CPU_OP` for the CPU."""
+    """The ctypes argument types of every `KP_OP(name)(arguments);` in the text of api.h, or KP_CPU_OP or KP_CUDA_OP."""
     code = re.sub(r"//[^\n]*", "", header)
-    macro = r"KP_(?:CPU_)?OP" if suffix == "_cpu" else "KP_OP"
+    macro = rf"KP_(?:{suffix[1:].upper()}_)?OP"
     return {
         name: [ctypes.c_void_p if "*" in each else _C_TYPES[each.split()[0]] for each in arguments.split(",")]
         for name, arguments in re.findall(rf"{macro}\((\w+)\)\(([^)]*)\);", code)

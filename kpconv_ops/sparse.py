@@ -16,10 +16,11 @@ def sparse_conv(features: Tensor, weights: Tensor, kernel_map: KernelMap) -> Ten
     """Sparse convolution `out[o] = sum_k features[rows[k, o]] W[k]` over the taps k that read a row.
 
     `sparse_conv(features, weights, kernel_map.transposed)` is the transposed convolution. Gradients flow to both
-    arguments; it can be differentiated once. The result is the same on every run with the same number of threads. Peak
-    memory beyond the result is one chunk of gathered features. Under autocast features and weights are cast to the
-    autocast type; sums are formed in float32. On CUDA a weight that is not finite makes NaN for every output, also
-    where its tap reads no row.
+    arguments; it can be differentiated once. The result is the same on every run, and on the CPU for every number of
+    threads. Peak memory beyond the result is on CUDA one chunk of gathered features, on the CPU next to nothing but for
+    half types, which are converted to float32 as a whole. Under autocast features and weights are cast to the autocast
+    type; sums are formed in float32. On CUDA a weight that is not finite makes NaN for every output, also where its tap
+    reads no row.
 
     Args:
         features: `[Vin, Cin]` float32, float64, float16 or bfloat16.
@@ -96,17 +97,10 @@ torch.library.define(
 )
 
 
-def _gathered(features: Tensor, rows: Tensor):
-    """Chunk by chunk, output rows and the `[., K * C]` features that their taps read. The chunks share one buffer."""
-    features, rows = features.contiguous(), rows.contiguous()
-    for out_rows, buffer in chunks(rows.shape[1], len(rows) * features.shape[1], features):
-        table = rows, *rows.shape, out_rows.start, len(buffer)
-        _native.call("kp_gather_taps", features, features.dtype, features, *features.shape, *table, buffer)
-        yield out_rows, buffer
-
-
 @torch.library.impl("kpconv_ops::sparse_conv", ("cpu", "cuda"))
 def _sparse_conv(features, weights, rows, _readers):
+    if not _native.on_cuda(features):
+        return _convolve(features, weights, rows)
     out = features.new_empty(rows.shape[1], weights.shape[2])
     matrix = weights.flatten(0, 1)
     for out_rows, gathered in _gathered(features, rows):
@@ -121,24 +115,11 @@ def _sparse_conv_fake(features, weights, rows, readers):
 
 @torch.library.impl("kpconv_ops::sparse_conv_backward", ("cpu", "cuda"))
 def _sparse_conv_backward(grad, features, weights, rows, readers, need_features, need_weights):
-    taps, in_channels, out_channels = weights.shape
-    grad_features, grad_weights = features.new_empty(0), weights.new_empty(0)
-    if need_features:
-        # An input row gathers the gradients of the output rows that read it. They serve both gradients.
-        sums = features.new_zeros(1, in_channels, taps * out_channels, dtype=accumulator(features.dtype))
-        grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
-        matrix = weights.transpose(1, 2).flatten(0, 1)
-        for in_rows, gathered in _gathered(grad, readers):
-            torch.mm(gathered, matrix, out=grad_features[in_rows])
-            if need_weights:
-                add_products(sums, features[in_rows], gathered)
-        grad_weights = sums.view(in_channels, taps, out_channels).transpose(0, 1)
-    elif need_weights:
-        sums = features.new_zeros(1, taps * in_channels, out_channels, dtype=accumulator(features.dtype))
-        for out_rows, gathered in _gathered(features, rows):
-            add_products(sums, gathered, grad[out_rows])
-        grad_weights = sums.view(weights.shape)
-    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)
+    if _native.on_cuda(features):
+        return _gathered_gradients(grad, features, weights, rows, readers, need_features, need_weights)
+    grad_features = _convolve(grad, weights, readers, transposed=True) if need_features else features.new_empty(0)
+    grad_weights = _weight_gradient(grad, features, rows, weights) if need_weights else weights.new_empty(0)
+    return grad_features, grad_weights
 
 
 @torch.library.register_fake("kpconv_ops::sparse_conv_backward")
@@ -161,3 +142,61 @@ def _backward(ctx, grad):
 
 torch.library.register_autograd("kpconv_ops::sparse_conv", _backward, setup_context=_setup)
 differentiable_once("sparse_conv_backward")
+
+
+# ---- CPU: kernels that gather, multiply and add up in one go
+
+
+def _convolve(features, weights, rows, transposed=False):
+    """The convolution, or with `transposed` that with the last two axes of the weights swapped."""
+    features, wide, rows = _wide(features), _wide(weights), rows.contiguous()
+    out = wide.new_empty(rows.shape[1], weights.shape[1 if transposed else 2])
+    arguments = *features.shape, wide, transposed, rows, *rows.shape, out, out.shape[1]
+    _native.call("kp_sparse_conv", features, features.dtype, features, *arguments)
+    return out.to(weights.dtype)
+
+
+def _weight_gradient(grad, features, rows, weights):
+    features, grad, rows = _wide(features), _wide(grad), rows.contiguous()
+    total = torch.zeros_like(weights, dtype=features.dtype, memory_format=torch.contiguous_format)
+    arguments = *features.shape, grad, rows, *rows.shape, grad.shape[1], total
+    _native.call("kp_sparse_conv_weights", features, features.dtype, features, *arguments)
+    return total.to(weights.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In the type that sums are formed in. A tap reads a row, so a row would be converted many times."""
+    return tensor.to(accumulator(tensor.dtype)).contiguous()
+
+
+# ---- CUDA: gathered features times weights, on chunks of rows
+
+
+def _gathered(features: Tensor, rows: Tensor):
+    """Chunk by chunk, output rows and the `[., K * C]` features that their taps read. The chunks share one buffer."""
+    features, rows = features.contiguous(), rows.contiguous()
+    for out_rows, buffer in chunks(rows.shape[1], len(rows) * features.shape[1], features):
+        table = rows, *rows.shape, out_rows.start, len(buffer)
+        _native.call("kp_gather_taps", features, features.dtype, features, *features.shape, *table, buffer)
+        yield out_rows, buffer
+
+
+def _gathered_gradients(grad, features, weights, rows, readers, need_features, need_weights):
+    taps, in_channels, out_channels = weights.shape
+    grad_features, grad_weights = features.new_empty(0), weights.new_empty(0)
+    if need_features:
+        # An input row gathers the gradients of the output rows that read it. They serve both gradients.
+        sums = features.new_zeros(1, in_channels, taps * out_channels, dtype=accumulator(features.dtype))
+        grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+        matrix = weights.transpose(1, 2).flatten(0, 1)
+        for in_rows, gathered in _gathered(grad, readers):
+            torch.mm(gathered, matrix, out=grad_features[in_rows])
+            if need_weights:
+                add_products(sums, features[in_rows], gathered)
+        grad_weights = sums.view(in_channels, taps, out_channels).transpose(0, 1)
+    elif need_weights:
+        sums = features.new_zeros(1, taps * in_channels, out_channels, dtype=accumulator(features.dtype))
+        for out_rows, gathered in _gathered(features, rows):
+            add_products(sums, gathered, grad[out_rows])
+        grad_weights = sums.view(weights.shape)
+    return grad_features, grad_weights.to(weights.dtype).contiguous() if need_weights else features.new_empty(0)

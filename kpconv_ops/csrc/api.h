@@ -22,6 +22,7 @@
 #define KP_API extern "C" __attribute__((visibility("default")))
 #define KP_OP(name) KP_API int KP_PASTE(name, KP_SUFFIX)
 #define KP_CPU_OP(name) KP_OP(name)  // not in the CUDA library
+#define KP_CUDA_OP(name) KP_OP(name)  // not in the CPU library
 
 // ---- geometry: subsampling and neighbours
 
@@ -166,8 +167,21 @@ KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys,
 KP_OP(kp_transpose_map)(const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t num_in, int32_t* transposed,
                         int device, void* stream);
 
+// out [num_out, out_channels] = the sum over the taps of the features [num_in, in_channels] that they read times their
+// weights [num_taps, in_channels, out_channels], or `transposed` [num_taps, out_channels, in_channels]. float32 or
+// float64; the same bits for every number of threads. Rows outside [-1, num_in) are an error, results are unspecified.
+KP_CPU_OP(kp_sparse_conv)(int dtype, const void* features, int64_t num_in, int64_t in_channels, const void* weights,
+                          int transposed, const int32_t* rows, int64_t num_taps, int64_t num_out, void* out,
+                          int64_t out_channels, int device, void* stream);
+
+// Adds to grad_weights [num_taps, in_channels, out_channels] what kp_sparse_conv's weights get for a gradient [num_out,
+// out_channels] of `out`.
+KP_CPU_OP(kp_sparse_conv_weights)(int dtype, const void* features, int64_t num_in, int64_t in_channels,
+                                  const void* gradient, const int32_t* rows, int64_t num_taps, int64_t num_out,
+                                  int64_t out_channels, void* grad_weights, int device, void* stream);
+
 // gathered [num_rows, num_taps, channels]: the features that the taps read for the output rows from `first` on, zeros
-// where there are none. Rows outside [-1, num_features) are an error on the CPU, zeros on CUDA.
-KP_OP(kp_gather_taps)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
-                      int64_t num_taps, int64_t num_out, int64_t first, int64_t num_rows, void* gathered, int device,
-                      void* stream);
+// where there are none or a row is outside [-1, num_features).
+KP_CUDA_OP(kp_gather_taps)(int dtype, const void* features, int64_t num_features, int64_t channels,
+                           const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t first, int64_t num_rows,
+                           void* gathered, int device, void* stream);

@@ -7,6 +7,10 @@ from cells import cloud, draw, on, voxels
 from kpconv_ops import KernelMap, _native, kernel_map, reference, scatter_mean, sparse_conv, voxelize
 
 
+def on_cpu(table):
+    return KernelMap(table.rows.cpu(), table.num_in)
+
+
 def with_gradients(function, features, weights, *args):
     features, weights = (t.detach().clone().requires_grad_() for t in (features, weights))
     out = function(features, weights, *args)
@@ -18,7 +22,7 @@ def with_gradients(function, features, weights, *args):
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3])
-@pytest.mark.parametrize("channels", [(1, 1), (5, 7), (33, 4)])
+@pytest.mark.parametrize("channels", [(1, 1), (5, 7), (33, 4), (64, 64), (96, 20), (16, 48)])
 def test_values_and_gradients_equal_the_oracle(device, kernel_size, channels):
     coords, offsets = voxels()
     coarse = reference.stride_coords(coords, offsets, 2)
@@ -27,11 +31,9 @@ def test_values_and_gradients_equal_the_oracle(device, kernel_size, channels):
     for each in (pairs, pairs.transposed):
         features = draw(each.num_in, channels[0])
         results = with_gradients(sparse_conv, *on(device, features, weights), each)
-        each = KernelMap(each.rows.cpu(), each.num_in)
-        for result, expected in zip(
-            results, with_gradients(reference.sparse_conv, features, weights, each), strict=True
-        ):
-            torch.testing.assert_close(result, expected)
+        expected = with_gradients(reference.sparse_conv, features, weights, on_cpu(each))
+        for result, other in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, other)
 
 
 def dense(coords, features, low, size):
@@ -102,7 +104,7 @@ def test_gradcheck_and_opcheck(device):
 
 
 def test_each_gradient_alone_equals_both(device):
-    """Weight gradients are formed from gathered features where the features need none."""
+    """On CUDA weight gradients are formed from gathered features where the features need none."""
     coords, offsets = on(device, *voxels())
     pairs = kernel_map(coords, offsets, coords, offsets, 3)
     features, weights = on(device, draw(len(coords), 5), draw(27, 5, 4))
@@ -166,36 +168,111 @@ def test_a_second_derivative_is_an_error(device):
         torch.autograd.grad(first.square().sum() + weights.sum(), weights)
 
 
-def test_the_same_bits_on_every_run_and_bounded_chunks(device, monkeypatch):
-    """Runs of as many threads agree; chunks of any size join to the result, and none is larger than asked for."""
-    coords, offsets = on(device, *voxels((100,) if _native.on_cuda(torch.empty(0)) else (900,), extent=9))
+def test_the_same_bits_on_every_run(device):
+    """Runs of as many threads agree, on the CPU also runs of any number: several blocks of outputs, and of pairs."""
+    on_cuda = _native.on_cuda(torch.empty(0))
+    coords, offsets = on(device, *voxels((100,) if on_cuda else (1800,), extent=13))
     pairs = kernel_map(coords, offsets, coords, offsets, 3)
-    args = *on(device, draw(len(coords), 3, dtype=torch.float32), draw(27, 3, 4, dtype=torch.float32)), pairs
+    args = *on(device, draw(len(coords), 21, dtype=torch.float32), draw(27, 21, 130, dtype=torch.float32)), pairs
     threads, results = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(2)
-        for _ in range(2):
+        for number in (2, 2) if on_cuda else (1, 2, 2, 3):
+            torch.set_num_threads(number)
             results.append(with_gradients(sparse_conv, *args))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    for result, expected in zip(
+        results[0], with_gradients(reference.sparse_conv, *args[:2], on_cpu(pairs)), strict=True
+    ):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_bounded_chunks_on_cuda(device, monkeypatch):
+    """Chunks of any size join to the result, and none is larger than asked for."""
+    if not _native.on_cuda(torch.empty(0, device=device)):
+        pytest.skip("the CPU gathers no chunks")
+    coords, offsets = on(device, *voxels((100,)))
+    pairs = kernel_map(coords, offsets, coords, offsets, 3)
+    args = *on(device, draw(len(coords), 3), draw(27, 3, 4)), pairs
+    whole = with_gradients(sparse_conv, *args)
     monkeypatch.setattr(sys.modules["kpconv_ops.kpconv"], "_CHUNK_BYTES", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr(sys.modules["kpconv_ops.kpconv"], "_MIN_CHUNK_ROWS", 5)
     sizes = [len(buffer) for _, buffer in sys.modules["kpconv_ops.sparse"]._gathered(args[0], pairs.rows)]
     assert max(sizes) == 5 and sum(sizes) == pairs.num_out
-    for result, expected in zip(with_gradients(sparse_conv, *args), results[0], strict=True):
+    for result, expected in zip(with_gradients(sparse_conv, *args), whole, strict=True):
         torch.testing.assert_close(result, expected)
 
 
-def test_nan_reaches_only_its_neighbours(device):
+@pytest.mark.parametrize("sizes", [(), (0, 0), (1,)])
+@pytest.mark.parametrize("channels", [(0, 3), (3, 0), (3, 4)])
+def test_few_voxels_and_channels(device, sizes, channels):
+    """No voxel, a single one that all taps but the centre miss, no channels: zeros where nothing is read."""
+    coords, offsets = voxels(sizes)
+    pairs = kernel_map(*on(device, coords, offsets, coords, offsets), 3)
+    args = draw(len(coords), channels[0]), draw(27, *channels)
+    expected = with_gradients(reference.sparse_conv, *args, on_cpu(pairs))
+    for result, other in zip(with_gradients(sparse_conv, *on(device, *args), pairs), expected, strict=True):
+        torch.testing.assert_close(result, other)
+
+
+def test_any_table(device):
+    """Rows in any order, a tap that reads nothing, rows that several outputs read at a tap."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randint(-1, 50, (5, 1300), generator=random, dtype=torch.int32)
+    rows[2] = -1
+    features, weights = draw(50, 7), draw(5, 7, 18)
+    table = KernelMap(*on(device, rows), 50)
+    result = sparse_conv(*on(device, features, weights), table).cpu()
+    torch.testing.assert_close(result, reference.sparse_conv(features, weights, KernelMap(rows, 50)))
+    weights = weights.to(device).requires_grad_()
+    (gradient,) = torch.autograd.grad(sparse_conv(features.to(device), weights, table).sum(), weights)
+    expected = torch.stack([features[tap[tap >= 0].long()].sum(0) for tap in rows])
+    torch.testing.assert_close(gradient.cpu(), expected[:, :, None].expand(-1, -1, 18))
+
+
+def test_tensors_that_are_not_contiguous(device):
+    coords, offsets = voxels()
+    pairs = kernel_map(*on(device, coords, offsets, coords, offsets), 3)
+    args = on(device, draw(len(coords), 5), draw(27, 5, 6))
+    strided = KernelMap(pairs.rows.t().contiguous().t(), pairs.num_in)
+    views = args[0].t().contiguous().t(), args[1].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert not any(t.is_contiguous() for t in (strided.rows, *views))
+    expected = with_gradients(sparse_conv, *args, pairs)
+    for result, other in zip(with_gradients(sparse_conv, *views, strided), expected, strict=True):
+        torch.testing.assert_close(result, other)
+
+
+@pytest.mark.parametrize("channels", [(2, 3), (5, 18)])
+def test_nan_reaches_only_its_neighbours(device, channels):
+    """A NaN of a feature spreads to the outputs that read it, one of a gradient to the inputs that its output reads."""
     coords, offsets = on(device, *voxels())
     pairs = kernel_map(coords, offsets, coords, offsets, 3)
-    features = draw(len(coords), 2).to(device)
-    features[4] = torch.nan
-    out = sparse_conv(features, draw(27, 2, 3).to(device), pairs)
-    seen = torch.zeros(len(coords), dtype=torch.bool, device=device)
-    seen[(pairs.rows == 4).any(0)] = True
-    assert torch.equal(out.isnan().any(1), seen) and torch.equal(out.isnan().all(1), seen)
+    features, weights = on(device, draw(len(coords), channels[0]), draw(27, *channels))
+    features[4, 1] = torch.nan
+    features.requires_grad_()
+    out = sparse_conv(features, weights, pairs)
+    for tensor, seen in ((out, (pairs.rows == 4).any(0)), (None, (pairs.transposed.rows == 7).any(0))):
+        if tensor is None:
+            grad = torch.zeros_like(out)
+            grad[7, 1] = torch.nan
+            (tensor,) = torch.autograd.grad(out, features, grad)
+        assert torch.equal(tensor.isnan().any(1), seen) and torch.equal(tensor.isnan().all(1), seen)
+
+
+def test_rows_outside_the_voxels_are_an_error_on_the_cpu():
+    """Wherever they are, also where only a gradient reads them."""
+    rows = torch.full((2, 700), -1, dtype=torch.int32)
+    features, weights = draw(9, 3), draw(2, 3, 4).requires_grad_()
+    readers = torch.full((2, 9), -1, dtype=torch.int32)
+    for row in (-2, 9, 2**31 - 1, -(2**31)):
+        bad = rows.clone()
+        bad[1, 600] = row
+        with pytest.raises(ValueError, match=r"^rows of kernel_map must be in \[-1, 9\)$"):
+            sparse_conv(features, weights, KernelMap(bad, 9))
+        with pytest.raises(ValueError, match=r"^rows of kernel_map must be in \[-1, 9\)$"):
+            torch.ops.kpconv_ops.sparse_conv_backward(draw(700, 4), features, weights, bad, readers, False, True)
 
 
 # ---- averaging

@@ -16,9 +16,9 @@ __global__ void gather_taps_kernel(const F* features, int64_t num_features, int6
 
 }  // namespace kp
 
-KP_OP(kp_gather_taps)(int dtype, const void* features, int64_t num_features, int64_t channels, const int32_t* rows,
-                      int64_t num_taps, int64_t num_out, int64_t first, int64_t num_rows, void* gathered, int device,
-                      void* stream) {
+KP_CUDA_OP(kp_gather_taps)(int dtype, const void* features, int64_t num_features, int64_t channels,
+                           const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t first, int64_t num_rows,
+                           void* gathered, int device, void* stream) {
   return kp::guarded(device, [&] {
     kp::with_features(dtype, [&](auto feature) {
       using F = decltype(feature);
