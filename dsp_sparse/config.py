@@ -191,6 +191,8 @@ class TrainConfig:
         method: losses and stages; `csfr-isfr` is dense supervision propagation, the others are its ablations.
         seed: seed of initial weights, sampling and augmentation.
         device: torch device; auto takes the GPU when there is one.
+        init: weights to start from: a run folder or model.pt, or a checkpoint of KPConv-PyTorch or MinkowskiEngine (see
+            `load_pretrained`). The last layer starts anew if the number of classes differs. None: random weights.
         kpfcnn: settings of the KPFCNN backbone, used when `backbone` is kpfcnn.
         minkunet: settings of the MinkUNet backbone, used when `backbone` is minkunet.
         augment: augmentation.
@@ -204,6 +206,7 @@ class TrainConfig:
     method: Method = "csfr-isfr"
     seed: int = 0
     device: str = "auto"
+    init: str | None = None
     kpfcnn: KPFCNNConfig = field(default_factory=KPFCNNConfig)
     minkunet: MinkUNetConfig = field(default_factory=MinkUNetConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

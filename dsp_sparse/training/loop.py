@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..backbones import build_backbone
+from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
 from ..config import TrainConfig
 from ..data import Batch, Scene, SceneStore, train_loader, weak_labels
@@ -47,6 +47,8 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     options = asdict(getattr(config, config.backbone))
     torch.manual_seed(config.seed)
     net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
+    if config.init is not None and not run.checkpoint.exists():
+        load_pretrained(net, config.init, head=None)
     net.to(pick_device(config.device))
     modules = train_stages(net, config, sources.batches, run)
     save_modules(run.modules, modules)

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CLASSES, DEFORMABLE, tiny_net, with_optim
+from tiny import CLASSES, DEFORMABLE, OPTIONS, tiny_net, with_optim
 
+from dsp_sparse.backbones import build_backbone
 from dsp_sparse.errors import UserError
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
@@ -197,6 +198,52 @@ def test_the_model_holds_the_backbone_alone_and_predicts_as_in_training(backbone
     voting = Voting(radius=model.radius, votes=1)
     first, second = (predict_probabilities(BasicBranch(net), scene, voting) for net in (trained[0], model.net))
     assert torch.equal(first, second)
+
+
+def pretrained(folder, name: str, classes: int) -> dict[str, torch.Tensor]:
+    """Parameters of a network with as many classes, written to a file with nothing else in it."""
+    torch.manual_seed(5)
+    net = build_backbone(name, 5, classes, **OPTIONS[name])
+    torch.save({"state_dict": net.state_dict()}, folder / "weights.pth")
+    return {key: value.clone() for key, value in net.named_parameters()}
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+def test_a_run_can_start_from_other_weights(classes, backbone, settings, tmp_path):
+    """A training that moves nothing ends with the weights that it was given; a last layer for another number of classes
+    stays the run's own."""
+    weights = pretrained(tmp_path, backbone, classes)
+    config = replace(settings, method="baseline", backbone=backbone, init=str(tmp_path / "weights.pth"))
+    train(with_optim(config, epochs=1, lr=1e-30), tmp_path / "run")
+    net = load_model(tmp_path / "run").net
+    torch.manual_seed(config.seed)
+    own = dict(build_backbone(backbone, 5, len(CLASSES), **OPTIONS[backbone]).named_parameters())
+    for key, value in net.named_parameters():
+        last = key.startswith(("head.2.", "final."))
+        expected = own[key] if last and classes != len(CLASSES) else weights[key]
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-20, msg=key)
+
+
+def test_an_interrupted_run_goes_on_without_the_weights_it_started_from(settings, tmp_path, monkeypatch):
+    """The checkpoint takes their place: the file may be gone, and is not read again."""
+    pretrained(tmp_path, "kpfcnn", len(CLASSES))
+    config = replace(settings, method="baseline", init=str(tmp_path / "weights.pth"))
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "resumed")
+    (tmp_path / "weights.pth").unlink()
+    train(config, tmp_path / "resumed")
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_weights_that_do_not_fit_stop_a_run_before_it_writes(settings, tmp_path):
+    pretrained(tmp_path, "minkunet", len(CLASSES))
+    config = replace(settings, init=str(tmp_path / "weights.pth"))
+    with pytest.raises(UserError, match=r"weights\.pth: weights of another architecture than this KPFCNN"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_returns_at_once(settings, tmp_path, monkeypatch):
