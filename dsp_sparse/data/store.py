@@ -169,7 +169,10 @@ class SceneStore:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
         if self.manifest is None:
-            raise UserError(f"{path}: not a scene store (no {MANIFEST}); `dsp-sparse prepare` makes one")
+            raise UserError(
+                f"{path}: not a scene store (no {MANIFEST}); `dsp-sparse prepare` makes one, of procedural rooms for "
+                f"example: `dsp-sparse rooms RAW`, then `dsp-sparse prepare s3dis RAW {path}`"
+            )
         if self.manifest["scenes"] is None:
             raise UserError(f"{path}: the store is unfinished; run the same `dsp-sparse prepare` again to finish it")
         self.grid: float = self.manifest["grid"]

@@ -26,10 +26,10 @@ def spread(values: Iterable[float | None], scale: float = 100.0) -> str:
     return f"{mean(values):.1f}" if len(values) == 1 else f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def seconds(values: Iterable[float]) -> str:
+def seconds(values: Iterable[float], digits: int = 0) -> str:
     """The mean, a dash of none."""
     values = list(values)
-    return f"{mean(values):.0f}" if values else "-"
+    return f"{mean(values):.{digits}f}" if values else "-"
 
 
 def group_runs(runs: list[dict]) -> dict[tuple, list[dict]]:
@@ -74,7 +74,7 @@ def comparison_table(runs: list[dict]) -> str:
         ]
         if engines:
             same = [r["first_engine"]["results"] for r in group if "results" in r.get("first_engine", {})]
-            cells += [seconds(r["seconds"] for r in same), spread(r["miou"] for r in same)]
+            cells += [seconds((r["seconds"] for r in same), digits=1), spread(r["miou"] for r in same)]
         lines.append("| " + " | ".join(cells) + " |")
     seeds = sorted({r["seed"] for r in runs})
     lines += [
