@@ -1,5 +1,6 @@
 """`dsp-sparse doctor --install-minkowski` without the eleven minutes: real subprocesses, stubs at the other end."""
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -274,6 +275,60 @@ def test_an_interruption_ends_the_compilers_and_leaves_nothing(folder, monkeypat
     with pytest.raises(ProcessLookupError):
         os.kill(int(compiler.read_text()), 0)
     assert not list(temporary.iterdir()) and not (folder / "installed").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MinkowskiEngine") is None, reason="MinkowskiEngine is not installed")
+def test_an_installed_copy_works():
+    """In a Python of its own, as after an installation."""
+    done = minkowski_install.try_out()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] in ("cpu", "cuda")
+
+
+# What MinkowskiEngine's CUDA sources do that today's toolkits no longer let them.
+OLD_CUDA = """
+#include <cudf/detail/nvtx/ranges.hpp>
+template <typename Key, typename Element, typename Hasher, typename Equality, typename Allocator>
+class concurrent_unordered_map {};
+using map_type = concurrent_unordered_map<int, int, int, int, thrust::pair<int, int>>;
+
+struct twice : thrust::unary_function<int, int> {
+  __host__ __device__ int operator()(int x) const { return 2 * x; }
+};
+
+int algorithms(thrust::device_vector<int> &v) {
+  thrust::sequence(thrust::device, v.begin(), v.end());
+  thrust::sort(thrust::device, v.begin(), v.end());
+  thrust::remove(thrust::device, v.begin(), v.end(), 1);
+  thrust::unique(thrust::device, v.begin(), v.end());
+  return thrust::reduce(thrust::device, v.begin(), v.end());
+}
+
+std::shared_ptr<map_type> share(std::unique_ptr<map_type> map) { return std::shared_ptr<map_type>(std::move(map)); }
+
+cudaError_t fetch(void *memory, cudaStream_t stream) {
+  CUDF_FUNC_RANGE();
+  return cudaMemPrefetchAsync(memory, 8, 0, stream);
+}
+
+long rows(at::Tensor const &x) { return x.size(0); }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(minkowski_install.shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_header_gives_back_what_cuda_took_away(tmp_path):
+    """With it a source like MinkowskiEngine's compiles; with the headers that such a source includes it does not."""
+    source = tmp_path / "old.cu"
+    source.write_text(OLD_CUDA)
+    torch_headers = Path(torch.__file__).parent / "include"
+    command = ["nvcc", "-std=c++20", "-arch=sm_80", f"-I{torch_headers}", "-c", str(source)]
+    command += ["-o", str(tmp_path / "old.o"), f"-I{minkowski_install.COMPATIBILITY}"]
+    with_header = subprocess.run([*command, "-include", "compat.h"], capture_output=True, text=True)
+    assert with_header.returncode == 0, with_header.stderr
+    for header in ("memory", "thrust/device_vector.h", "ATen/core/Tensor.h"):
+        command += ["-include", header]
+    assert subprocess.run(command, capture_output=True).returncode != 0
 
 
 def test_the_trial_compares_with_the_native_engine(monkeypatch):
