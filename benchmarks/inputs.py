@@ -17,9 +17,9 @@ BALL_POINTS = 33_000  # what the published networks see of a room at a time
 BALL_CELL = 0.04
 
 
-def room(num_points: int) -> dict[str, Tensor]:
+def room(num_points: int, number: int = ROOM) -> dict[str, Tensor]:
     """`points` `[N, 3]` in metres from the room's corner, `colours` `[N, 3]` in 0 to 1, `labels` `[N]` int64."""
-    cloud, objects = make_room(area=0, number=ROOM, points=num_points, seed=SEED)
+    cloud, objects = make_room(area=0, number=number, points=num_points, seed=SEED)
     coordinates = cloud[:, :3] - cloud[:, :3].min(axis=0)
     _, labels = np.unique([name.rsplit("_", 1)[0] for name in objects], return_inverse=True)
     return {

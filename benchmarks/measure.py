@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -61,8 +62,20 @@ def _cuda_seconds(call: Call) -> float:
     return start.elapsed_time(stop) / 1000
 
 
-def peak_bytes(call: Call, device: str) -> int:
-    """Memory that a call needs at its worst moment beyond what was there before, its result included.
+class Peak(NamedTuple):
+    """Memory at the worst moment of a call, in bytes.
+
+    Args:
+        extra: beyond what was there before the call, its result included.
+        process: of the whole process; None on CUDA, where the allocator has nothing to say of the rest.
+    """
+
+    extra: int
+    process: int | None
+
+
+def peak_memory(call: Call, device: str) -> Peak:
+    """Memory at the worst moment of a call.
 
     On CUDA: the allocator's own count, exact. On the CPU: how far the resident memory of the process rises during the
     call. For that the C library first returns what earlier work freed, so that none of it can be reused unseen, and
@@ -77,13 +90,13 @@ def peak_bytes(call: Call, device: str) -> int:
         before = torch.cuda.memory_allocated()
         result = call()
         torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated()
+        peak, process = torch.cuda.max_memory_allocated(), None
     else:
         before = _reset_resident_peak()
         result = call()
-        peak = _resident_peak()
+        peak = process = _resident_peak()
     del result
-    return max(peak - before, 0)
+    return Peak(max(peak - before, 0), process)
 
 
 def _reset_resident_peak() -> int:

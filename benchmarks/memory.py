@@ -14,12 +14,12 @@ import torch
 
 from . import suites
 from .inputs import SMALL
-from .measure import peak_bytes
+from .measure import Peak, peak_memory
 from .row import Contender
 
 
-def measured_apart(suite: str, row: str, contender: str, inputs: Path, with_peers: bool) -> int:
-    """Peak memory in bytes of the contender of that name. `inputs`: the suite's inputs, written by torch.save.
+def measured_apart(suite: str, row: str, contender: str, inputs: Path, with_peers: bool) -> Peak:
+    """Peak memory of the contender of that name. `inputs`: the suite's inputs, written by torch.save.
 
     Raises:
         RuntimeError: the implementation failed, or the process ended early, as for want of memory.
@@ -63,7 +63,7 @@ def _answer(sender: Connection, *arguments) -> None:
         sender.send(answer)
 
 
-def _measure(suite: str, row: str, contender: str, inputs: Path, with_peers: bool, threads: int) -> int:
+def _measure(suite: str, row: str, contender: str, inputs: Path, with_peers: bool, threads: int) -> Peak:
     torch.set_num_threads(threads)
     module = suites.load(suite)
 
@@ -78,4 +78,4 @@ def _measure(suite: str, row: str, contender: str, inputs: Path, with_peers: boo
         return chosen.setup()
 
     setup(module.inputs(SMALL))()
-    return peak_bytes(setup(torch.load(inputs, weights_only=True)), "cpu")
+    return peak_memory(setup(torch.load(inputs, weights_only=True)), "cpu")

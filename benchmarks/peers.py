@@ -16,6 +16,7 @@ from .row import Contender
 # The distributions whose versions a report states.
 DISTRIBUTIONS = (
     "scipy", "scikit-learn", "open3d", "open3d-cpu", "torch-pointcloud", "torch-geometric", "torch-points-kernels",
+    "MinkowskiEngine", "spconv",
 )  # fmt: skip
 
 
@@ -225,3 +226,94 @@ def open3d_subsample(points: Tensor, colours: Tensor, cell: float) -> Contender:
         return lambda: cloud.voxel_down_sample(cell)
 
     return on_cpu("Open3D, no labels", setup, lambda _: None)
+
+
+# ---- sparse convolution: spconv
+
+SPCONV = "spconv"
+
+
+def on_one_thread(call: Callable) -> Callable:
+    """The call with one thread: on the CPU spconv gives wrong results with more."""
+
+    def alone():
+        before = threads()
+        torch.set_num_threads(1)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(before)
+
+    return alone
+
+
+def spconv_indices(coords: Tensor) -> tuple[Tensor, list[int]]:
+    """Coordinates `[V, 4]` as spconv takes them, (sample, z, y, x), and the size of the box, which starts at 0."""
+    indices = torch.nn.functional.pad(coords.flip(1), (1, 0)).int()
+    return indices, [size + 1 for size in coords.amax(dim=0).flip(0).tolist()]
+
+
+def spconv_map(coords: Tensor, kernel_size: int, canonical: Callable) -> Contender:
+    """The pairs of a submanifold convolution. Of two opposite taps it finds one; the other's are the same, swapped."""
+    on_cpu = not coords.is_cuda
+
+    def setup():
+        from spconv.core import ConvAlgo
+        from spconv.pytorch.ops import get_indice_pairs
+
+        indices, shape = spconv_indices(coords)
+        ones, half = [1] * 3, [kernel_size // 2] * 3
+
+        def call():
+            return get_indice_pairs(
+                indices, 1, shape, ConvAlgo.Native, [kernel_size] * 3, ones, half, ones, [0] * 3, subm=True
+            )
+
+        return on_one_thread(call) if on_cpu else call
+
+    def plain(found):
+        _, pairs, counts = found
+        parts, middle = [], kernel_size**3 // 2
+        for tap in range(middle):
+            in_rows, out_rows = pairs[:, tap, : counts[tap]].long()
+            parts += [(tap, in_rows, out_rows), (2 * middle - tap, out_rows, in_rows)]
+        parts.append((middle, *[torch.arange(len(coords), device=coords.device)] * 2))
+        taps = torch.cat([torch.full_like(rows, tap) for tap, rows, _ in parts])
+        in_rows, out_rows = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+        return canonical(coords[in_rows], coords[out_rows], taps)
+
+    return Contender(f"{SPCONV}, 1 thread" if on_cpu else SPCONV, setup, plain)
+
+
+def spconv_convolution(layer, finish: Callable, leaves: list[Tensor]) -> Contender:
+    """Submanifold convolution, with its pairs cached."""
+    features, weights = leaves
+    size, on_cpu = layer.kernel_size, not features.is_cuda
+
+    def setup():
+        import spconv.pytorch as spconv
+
+        if on_cpu and finish.__name__ != "forward":
+            raise RuntimeError("its backward pass needs a torch with CUDA")
+        indices, shape = spconv_indices(layer.fine.coords // layer.fine.stride)
+        algorithm = {"algo": spconv.ConvAlgo.Native} if on_cpu else {}
+        module = spconv.SubMConv3d(*weights.shape[1:], size, bias=False, indice_key="layer", **algorithm)
+        cached = {}
+
+        def convolve(features, kernel):
+            x = spconv.SparseConvTensor(features, indices, shape, 1, indice_dict=cached)
+            return torch.func.functional_call(module, {"weight": kernel}, (x,)).features
+
+        kernel = weights.unflatten(0, (size,) * 3).permute(4, 0, 1, 2, 3).contiguous()
+        call = finish(convolve, [features, kernel])
+        call = on_one_thread(call) if on_cpu else call
+        call()  # finds the pairs and keeps them
+        return call
+
+    def plain(results):
+        result, *grads = results
+        if grads:
+            grads[1] = grads[1].permute(1, 2, 3, 4, 0).flatten(0, 2)
+        return result, *grads
+
+    return Contender(f"{SPCONV}, 1 thread" if on_cpu else SPCONV, setup, plain)

@@ -54,17 +54,19 @@ class Row:
 
     Args:
         name: as shown.
-        work: for the floor.
+        work: gives the work, for the floor; it may take as long as a call.
         contenders: ours first.
         tolerance: largest difference of a result from ours; beyond it the implementation does not do the same.
         difference: how much two plain results differ.
+        whole_process: whether the peak memory of the whole process is stated too, imports and weights included.
     """
 
     name: str
-    work: Work
+    work: Callable[[], Work]
     contenders: list[Contender]
     tolerance: float = 1e-3
     difference: Callable[[Any, Any], float] = field(default=lambda ours, other: tensors_differ(ours, other))
+    whole_process: bool = False
 
 
 def tensors_differ(ours: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:

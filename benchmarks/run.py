@@ -57,9 +57,9 @@ def run(
         for number, row in enumerate(rows, start=1):
             progress(f"measuring {row.name}… ({number} of {len(rows)})")
 
-            def peak(name: str, call: measure.Call, row=row) -> int:
+            def peak(name: str, call: measure.Call, row=row) -> measure.Peak:
                 if device == "cuda":
-                    return measure.peak_bytes(call, device)
+                    return measure.peak_memory(call, device)
                 return measured_apart(suite, row.name, name, saved, with_peers)
 
             report["rows"].append(measured(row, device, machine, repeats, peak))
@@ -71,8 +71,10 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[[str, measure.Call], int]) -> dict:
-    """The report of a row. `peak(name, call)` gives the peak memory of an implementation in bytes."""
+def measured(
+    row: Row, device: str, machine: dict, repeats: int, peak: Callable[[str, measure.Call], measure.Peak]
+) -> dict:
+    """The report of a row. `peak(name, call)` gives the peak memory of an implementation."""
     results = {contender.name: {"name": contender.name} for contender in row.contenders}
     on_cpu = {contender.name for contender in row.contenders if contender.on_cpu and device != "cpu"}
     calls, ours = {}, None
@@ -99,13 +101,17 @@ def measured(row: Row, device: str, machine: dict, repeats: int, peak: Callable[
         if name in on_cpu:
             continue
         try:
-            results[name]["peak_bytes"] = peak(name, call)
+            found = peak(name, call)
         except RuntimeError as error:
             results[name]["reason"] = _one_line(error)
-    floor = row.work.seconds(machine)
-    _relate(results, floor)
-    work = {"flops": row.work.flops, "bytes": row.work.bytes, "dtype": row.work.dtype, "seconds": floor}
-    return {"name": row.name, "floor": work, "implementations": list(results.values())}
+            continue
+        results[name]["peak_bytes"] = found.extra
+        if row.whole_process and found.process is not None:
+            results[name]["process_bytes"] = found.process
+    work = row.work()
+    floor = {"flops": work.flops, "bytes": work.bytes, "dtype": work.dtype, "seconds": work.seconds(machine)}
+    _relate(results, floor["seconds"])
+    return {"name": row.name, "floor": floor, "implementations": list(results.values())}
 
 
 def _relate(results: dict[str, dict], floor: float) -> None:
@@ -121,7 +127,8 @@ def _relate(results: dict[str, dict], floor: float) -> None:
 
 
 def _status(error: Exception) -> str:
-    return "not installed" if isinstance(error, ModuleNotFoundError) else "failed"
+    missing = any(isinstance(each, ModuleNotFoundError) for each in (error, error.__cause__))
+    return "not installed" if missing else "failed"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from .row import OURS
 
-COLUMNS = ("time", "time ÷ ours", "peak memory", "memory ÷ ours", "% of machine peak", "difference")
+COLUMNS = ("time", "time ÷ ours", "peak memory", "memory ÷ ours", "process", "% of machine peak", "difference")
 LEGEND = (
     "÷ ours: how many times ours; % of machine peak: 100% is what the rates above allow; difference: from our result"
 )
@@ -27,6 +27,7 @@ def cells(result: dict) -> list[str]:
         compared("time_ratio", "{:.1f}×".format),
         shown("peak_bytes", lambda size: f"{size / 2**20:.1f} MiB"),
         compared("memory_ratio", "{:.1f}×".format),
+        shown("process_bytes", lambda size: f"{size / 2**20:.0f} MiB"),
         shown("floor_share", lambda share: f"{share:.0%}" if share >= 0.01 else "<1%"),
         compared("difference", lambda difference: f"{difference:.0e}" if difference else "0"),
     ]
@@ -70,11 +71,18 @@ def facts(report: dict) -> list[str]:
 
 
 def markdown(report: dict) -> str:
-    """A report as one Markdown table."""
-    lines = ["; ".join(facts(report)), "", "| | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for row in report["rows"]:
-        lines.append(f"| **{row['name']}** |" + " |" * len(COLUMNS))
-        for result in row["implementations"]:
-            row_cells = cells(result)
-            lines.append("| " + " | ".join(row_cells + [""] * (1 + len(COLUMNS) - len(row_cells))) + " |")
+    """A report as one Markdown table. A column without any figure is left out."""
+    table = [(row["name"], [cells(result) for result in row["implementations"]]) for row in report["rows"]]
+    full = [line[1:] for _, lines in table for line in lines if len(line) == 1 + len(COLUMNS)]
+    kept = [i for i in range(len(COLUMNS)) if not full or any(line[i] != "–" for line in full)]
+    lines = ["; ".join(facts(report)), "", _row(["", *(COLUMNS[i] for i in kept)]), "|---|" + "---:|" * len(kept)]
+    for name, implementations in table:
+        lines.append(_row([f"**{name}**"] + [""] * len(kept)))
+        for each, *rest in implementations:
+            short = len(rest) < len(COLUMNS)  # not measured: the reason alone
+            lines.append(_row([each, *(rest + [""] * (len(kept) - 1) if short else [rest[i] for i in kept])]))
     return "\n".join(lines) + "\n"
+
+
+def _row(texts: list[str]) -> str:
+    return "".join(f"| {text} " if text else "| " for text in texts) + "|"

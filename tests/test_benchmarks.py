@@ -6,23 +6,30 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import __main__, document, suites, table
 from benchmarks.__main__ import main
-from benchmarks.measure import peak_bytes
+from benchmarks.measure import Peak, peak_memory
 from benchmarks.memory import measured_apart
 from benchmarks.row import OURS, Contender, Row, Work
 from benchmarks.run import measured
+from dsp_sparse.errors import UserError
 
 POINTS = 3000
 
 
 @pytest.mark.parametrize(
     "suite, chosen",
-    [("ops", None), ("pyramid", None), ("network", ["KPFCNN forward", "deformable KPFCNN forward"])],
+    [
+        ("ops", None),
+        ("pyramid", None),
+        ("network", ["KPFCNN forward", "deformable KPFCNN forward"]),
+        ("sparse", None),
+    ],
 )
 def test_textbook_and_ours_agree(suite, chosen):
     """On the same inputs every implementation gives the result of ours, within the tolerance of its row."""
@@ -40,6 +47,27 @@ def test_textbook_and_ours_agree(suite, chosen):
             assert row.difference(ours, other.plain(other.setup()())) <= row.tolerance, (row.name, other.name)
 
 
+def test_other_libraries_of_sparse_convolution_and_ours_agree():
+    """MinkowskiEngine and spconv, where installed, give the result of ours on every row, in our order of rows."""
+    module = suites.load("sparse")
+    found = set()
+    for row in module.rows(module.inputs(POINTS), "cpu", True):
+        first, _, *peers = row.contenders
+        ours = first.plain(first.setup()())
+        for peer in peers:
+            try:
+                call = peer.setup()
+            except (ModuleNotFoundError, UserError):
+                continue  # not installed, or not working here
+            except RuntimeError as error:
+                assert "needs a torch with CUDA" in str(error)
+                continue
+            assert row.difference(ours, peer.plain(call())) <= row.tolerance, (row.name, peer.name)
+            found.add(peer.name)
+    if not found:
+        pytest.skip("neither MinkowskiEngine nor spconv is installed")
+
+
 def test_peak_memory_counts_what_a_call_frees_again():
     """The peak of a call is its worst moment, not what is left at the end."""
 
@@ -47,7 +75,9 @@ def test_peak_memory_counts_what_a_call_frees_again():
         torch.ones(64 << 18).sum()
         return torch.ones(1 << 18)
 
-    assert 62 < peak_bytes(call, "cpu") / 2**20 < 72  # the kernel counts pages a little late
+    peak = peak_memory(call, "cpu")
+    assert 62 < peak.extra / 2**20 < 72  # the kernel counts pages a little late
+    assert peak.process > 2 * peak.extra, "torch alone takes more"
 
 
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
@@ -57,7 +87,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     torch.save(made, tmp_path / "inputs.pt")
     peak = measured_apart("ops", "KPConv forward", OURS, tmp_path / "inputs.pt", False)
     result = 4 * module.CHANNELS * module.describe(made)["layer points"]
-    assert result < peak < 20 * result
+    assert result < peak.extra < 20 * result
 
 
 def test_why_memory_was_not_measured(tmp_path):
@@ -117,12 +147,23 @@ def test_table_leaves_out_what_says_nothing():
     tensor = torch.ones(1)
     contenders = [Contender(name, lambda: lambda: (tensor,)) for name in (OURS, "lean", "large")]
     peaks = {OURS: 2 << 20, "lean": 1 << 18, "large": 6 << 20}
-    row = Row("a row", Work(1, 1), contenders)
-    report = measured(row, "cpu", {"float32": 1e12, "copy": 1e12}, 2, lambda name, call: peaks[name])
+    row = Row("a row", lambda: Work(1, 1), contenders)
+    machine = {"float32": 1e12, "copy": 1e12}
+
+    def peak(name, call):
+        return Peak(peaks[name], 300 << 20)
+
+    report = measured(row, "cpu", machine, 2, peak)
     ours, lean, large = map(table.cells, report["implementations"])
-    assert (ours[2], ours[4], ours[6]) == ("–", "–", "–")
-    assert (lean[4], lean[6]) == ("–", "0")
-    assert (large[3], large[4], large[5]) == ("6.0 MiB", "3.0×", "<1%")
+    assert (ours[2], ours[4], ours[7]) == ("–", "–", "–")
+    assert (lean[4], lean[7]) == ("–", "0")
+    assert (large[3], large[4], large[5], large[6]) == ("6.0 MiB", "3.0×", "–", "<1%")
+
+    whole = measured(replace(row, whole_process=True), "cpu", machine, 2, peak)
+    assert table.cells(whole["implementations"][2])[5] == "300 MiB"
+    about = {"device": {"kind": "cpu", "name": "cpu", "threads": 2}, "machine": machine, "versions": {}, "inputs": {}}
+    shown = [table.markdown({**about, "date": "", "rows": [each]}) for each in (report, whole)]
+    assert ["process" in text for text in shown] == [False, True], "a column without a figure is left out"
 
 
 def test_interrupted(tmp_path):
@@ -156,8 +197,8 @@ def test_missing_failing_and_wrong_implementations_are_reported():
         Contender("failing", lambda: failing),
         Contender("wrong", lambda: lambda: (two,)),
     ]
-    row = Row("a row", Work(1, 1), contenders)
-    report = measured(row, "cpu", {"float32": 1.0, "copy": 1.0}, 2, lambda name, call: 0)
+    row = Row("a row", lambda: Work(1, 1), contenders)
+    report = measured(row, "cpu", {"float32": 1.0, "copy": 1.0}, 2, lambda name, call: Peak(0, 0))
     found = {result["name"]: result for result in report["implementations"]}
     assert [found[name]["status"] for name in found] == ["measured", "not installed", "failed", "failed"]
     assert found["failing"]["reason"] == "RuntimeError: no such kernel"

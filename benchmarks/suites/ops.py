@@ -10,6 +10,7 @@ import kpconv_ops
 
 from .. import inputs as made
 from .. import peers, textbook
+from ..calls import as_graph, forward, forward_backward
 from ..row import OURS, Contender, Row, Work, edges_differ
 
 CELL = 0.057  # leaves about 50,000 of the room's points, with 26 neighbours on average
@@ -84,47 +85,6 @@ class Layer:
         return Work(passes * flops, passes * moved, str(self.dtype).removeprefix("torch."))
 
 
-def forward(function, leaves: list[Tensor]):
-    def call():
-        with torch.no_grad():
-            return (function(*leaves),)
-
-    return call
-
-
-def forward_backward(function, leaves: list[Tensor]):
-    """Result and gradients for a fixed gradient of the result."""
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    with torch.no_grad():
-        result = function(*leaves)
-    grad = made.normal(*result.shape, stream=4).to(result)
-    del result
-
-    def call():
-        result = function(*leaves)
-        return result.detach(), *torch.autograd.grad(result, leaves, grad)
-
-    return call
-
-
-def as_graph(call):
-    """The call as a CUDA graph: captured once, replayed."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay():
-        graph.replay()
-        return result
-
-    return replay
-
-
 def rows(inputs: dict, device: str, with_peers: bool) -> list[Row]:
     cloud = {name: tensor.to(device) for name, tensor in inputs.items()}
     whole = torch.tensor([0, len(cloud["points"])], device=device)
@@ -166,7 +126,7 @@ def convolution_rows(layer: Layer, device: str, with_peers: bool) -> list[Row]:
         contenders += [contender(name, kpconv, lambda: layer.matrix) for name, kpconv in books.items()]
         if with_peers:
             contenders.append(peers.torch_pointcloud_kpconv(layer, leaves, finish))
-        return Row(name + dtype, layer.work(passes), contenders, tolerance)
+        return Row(name + dtype, lambda: layer.work(passes), contenders, tolerance)
 
     ours, deformable = kpconv_ops.kpconv, kpconv_ops.deformable_kpconv
     books = {"textbook": textbook.kpconv, "textbook, tuned": textbook.tuned_kpconv}
@@ -214,8 +174,8 @@ def search_rows(fine, coarse, with_peers: bool) -> list[Row]:
     moved = 2 * x.nbytes + nb.indices.nbytes + nb.splits.nbytes
     moved_nearest = x.nbytes + coarse.points.nbytes + (8 + 4) * len(x)
     return [
-        Row("radius search", Work(0, moved), search, difference=edges_differ),
-        Row("nearest", Work(0, moved_nearest), closest),
+        Row("radius search", lambda: Work(0, moved), search, difference=edges_differ),
+        Row("nearest", lambda: Work(0, moved_nearest), closest),
     ]
 
 
@@ -242,7 +202,7 @@ def subsample_row(cloud: dict, whole: Tensor, with_peers: bool) -> Row:
     row_bytes = 12 + 12 + 8  # point, colour, label
     return Row(
         "grid subsampling of the raw points",
-        Work(0, row_bytes * (len(points) + len(cells)) + 8 * len(points)),
+        lambda: Work(0, row_bytes * (len(points) + len(cells)) + 8 * len(points)),
         contenders,
     )
 
@@ -271,12 +231,12 @@ def pooling_rows(fine, coarse, with_peers: bool) -> list[Row]:
     return [
         Row(
             "max pooling forward + backward",
-            Work(0, 2 * (pooled.nbytes + copied.nbytes + nb.indices.nbytes + nb.splits.nbytes)),
+            lambda: Work(0, 2 * (pooled.nbytes + copied.nbytes + nb.indices.nbytes + nb.splits.nbytes)),
             pool,
         ),
         Row(
             "upsampling forward + backward",
-            Work(0, 2 * (pooled.nbytes + copied.nbytes + above.nbytes)),
+            lambda: Work(0, 2 * (pooled.nbytes + copied.nbytes + above.nbytes)),
             copy,
         ),
     ]
@@ -293,4 +253,4 @@ def transpose_row(nb: kpconv_ops.Neighbors, with_peers: bool) -> Row:
     if with_peers:
         contenders.append(peers.scipy_transpose(nb))
     moved = 2 * (nb.indices.nbytes + nb.splits.nbytes)
-    return Row("Neighbors.transposed", Work(0, moved), contenders)
+    return Row("Neighbors.transposed", lambda: Work(0, moved), contenders)
