@@ -1,11 +1,12 @@
 """Operators on packed point sets and sparse voxels, on CPU and CUDA, in PyTorch."""
 
 from .deformable import deformable_kpconv, fitting_loss, repulsive_loss
+from .interpolate import Interpolation, interpolate, trilinear
 from .kernel_maps import KernelMap, kernel_map
 from .kernel_points import kernel_points
 from .kpconv import kpconv
 from .neighbors import Neighbors, nearest, radius_search
-from .pooling import max_pool
+from .pooling import max_pool, mean_pool
 from .pyramid import Pyramid, PyramidLevel, pyramid
 from .sparse import scatter_mean, sparse_conv
 from .subsample import GridSubsample, grid_subsample
@@ -14,6 +15,7 @@ from .voxels import Voxels, stride_coords, voxelize
 
 __all__ = [
     "GridSubsample",
+    "Interpolation",
     "KernelMap",
     "Neighbors",
     "Pyramid",
@@ -23,10 +25,12 @@ __all__ = [
     "deformable_kpconv",
     "fitting_loss",
     "grid_subsample",
+    "interpolate",
     "kernel_map",
     "kernel_points",
     "kpconv",
     "max_pool",
+    "mean_pool",
     "nearest",
     "pyramid",
     "radius_search",
@@ -34,6 +38,7 @@ __all__ = [
     "scatter_mean",
     "sparse_conv",
     "stride_coords",
+    "trilinear",
     "upsample",
     "voxelize",
 ]

@@ -21,8 +21,10 @@ def extents_of(name: str, points: Tensor, size: float, offsets_name: str, offset
     bounds = points.new_empty(2, pieces, batch, 3)
     _native.call("kp_bounds", points, points.dtype, points, len(points), offsets, batch, pieces, bounds[0], bounds[1])
     bounds = torch.stack([bounds[0].amin(dim=0), bounds[1].amax(dim=0)])
-    # A tensor as the divisor: CUDA multiplies by the reciprocal of a number, which may land in another voxel.
-    voxels = torch.div(bounds, bounds.new_tensor(size), rounding_mode="floor")
+    # A tensor as the divisor: CUDA multiplies by the reciprocal of a number, which may land in another voxel; so may
+    # torch.div, which rounds floating point quotients down in its own way.
+    size = bounds.new_tensor(size)
+    voxels = (bounds / size).floor() if bounds.is_floating_point() else bounds.div(size, rounding_mode="floor")
     voxels = torch.where((voxels > -_FAR) & (voxels < _FAR), voxels, _FAR).long()
     offsets, voxels = torch.cat([offsets, voxels.flatten()]).cpu().split([len(offsets), 6 * batch])
     offset_bounds(offsets_name, offsets, len(points))
@@ -62,16 +64,20 @@ class Box:
         """What a step adds to a key."""
         return (z * self._size[1] + y) * self._size[0] + x
 
+    @property
+    def layout(self) -> tuple[Tensor, int, int, int]:
+        """What native functions ask of a box: the lowest voxels and the size."""
+        return self._low, *self._size
+
     def keys(self, points: Tensor, size: float, offsets: Tensor) -> Tensor:
         """The key of the voxel of every point."""
         keys = offsets.new_empty(len(points))
         samples = offsets, len(self._low)
-        box = self._low, *self._size
-        _native.call("kp_voxel_keys", points, points.dtype, points, len(points), *samples, size, *box, keys)
+        _native.call("kp_voxel_keys", points, points.dtype, points, len(points), *samples, size, *self.layout, keys)
         return keys
 
     def voxels(self, keys: Tensor, rows: Tensor, scale: int) -> Tensor:
         """The voxels of `keys[rows]`, times `scale`."""
         voxels = keys.new_empty(len(rows), 3)
-        _native.call("kp_voxel_coords", keys, keys, rows, len(rows), scale, self._low, *self._size, voxels)
+        _native.call("kp_voxel_coords", keys, keys, rows, len(rows), scale, *self.layout, voxels)
         return voxels

@@ -1,4 +1,4 @@
-"""Maximum over neighbourhoods."""
+"""Maximum and mean over neighbourhoods."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from . import _native
 from ._checks import FEATURE_DTYPES, check_tensor
 from ._once import differentiable_once
+from ._precision import accumulator
 from .neighbors import Neighbors, check_neighbors, gradient_gather
 
 
@@ -18,7 +19,7 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
 
     Args:
         features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
-        nb: the supports that each of M queries sees, each at most once, from `radius_search`.
+        nb: the supports that each of M queries sees, each at most once, from `radius_search` or `KernelMap.neighbors`.
 
     Returns:
         `[M, C]`, dtype of the features.
@@ -30,6 +31,31 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
     check_tensor("features", features, (None, None), FEATURE_DTYPES)
     check_neighbors(nb, len(features), like=features)
     return torch.ops.kpconv_ops.max_pool(features, nb.indices, nb.splits, *gradient_gather(nb, features))[0]
+
+
+def mean_pool(features: Tensor, nb: Neighbors) -> Tensor:
+    """Mean of the features over each neighbourhood.
+
+    A query without neighbours gets zeros. The gradient flows to `features`. Sums are formed in float32 (float64 for
+    float64 features). The result is the same on every run and for any number of threads.
+
+    Args:
+        features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
+        nb: the supports that each of M queries sees, from `radius_search` or `KernelMap.neighbors`.
+
+    Returns:
+        `[M, C]`, dtype of the features.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, neighbours of other point sets or, on the CPU, outside them.
+    """
+    check_tensor("features", features, (None, None), FEATURE_DTYPES)
+    check_neighbors(nb, len(features), like=features)
+    seen_by = gradient_gather(nb, features)
+    wide = features.to(accumulator(features.dtype))  # a sum of half precision numbers may be too large for them
+    sums = torch.ops.kpconv_ops.weighted_sum(wide, nb.indices, nb.splits, None, *seen_by, None)
+    return (sums / nb.splits.diff().clamp(min=1)[:, None]).to(features.dtype)
 
 
 # winners [M, C] int32: the support that each maximum comes from, -1 without neighbours. seen_by: for every support the

@@ -148,6 +148,46 @@ def max_pool(features, nb) -> Tensor:
     ]
 
 
+def mean_pool(features, nb) -> Tensor:
+    """Mean of every neighbourhood, one query after another."""
+    wide = features.to(_accumulator(features.dtype))
+    zero = wide.new_zeros(features.shape[1])
+    hoods = [nb.indices[a:b].long() for a, b in itertools.pairwise(nb.splits.tolist())]
+    means = [wide[hood].mean(0) if len(hood) else zero for hood in hoods]
+    return torch.stack(means or [zero])[: len(hoods)].to(features.dtype)
+
+
+def trilinear(points, point_offsets, coords, offsets, voxel_size, stride=1) -> tuple[Tensor, Tensor, Tensor]:
+    """`(indices, splits, weights)` as the fields of `kpconv_ops.Interpolation`: corner by corner."""
+    row_of = {cell: row for row, cell in enumerate(_cells(coords // stride, offsets))}
+    samples = torch.arange(len(point_offsets) - 1).repeat_interleave(point_offsets.diff()).tolist()
+    indices, weights, splits = [], [], [0]
+    positions = points.double() / points.new_tensor(voxel_size).double() / stride - 0.5
+    for sample, position in zip(samples, positions, strict=True):
+        lower = position.floor()
+        (fx, fy, fz), (x, y, z) = (position - lower).tolist(), lower.long().tolist()
+        around = {}
+        for dz, dy, dx in itertools.product((0, 1), repeat=3):
+            weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy) * (fz if dz else 1 - fz)
+            row = row_of.get((sample, x + dx, y + dy, z + dz))
+            if row is not None and weight > 0:
+                around[row] = weight
+        indices += around.keys()
+        weights += [weight / sum(around.values()) for weight in around.values()]
+        splits.append(len(indices))
+    return torch.tensor(indices, dtype=torch.int32), torch.tensor(splits), torch.tensor(weights, dtype=points.dtype)
+
+
+def interpolate(features, interpolation) -> Tensor:
+    """The weighted rows of every point, summed."""
+    wide = _accumulator(features.dtype)
+    rows, cols = _edges(interpolation)
+    taken = features[cols].to(wide) * interpolation.weights.to(wide)[:, None]
+    return (
+        taken.new_zeros(len(interpolation.splits) - 1, features.shape[1]).index_add(0, rows, taken).to(features.dtype)
+    )
+
+
 def scatter_mean(features, inverse, num_rows) -> Tensor:
     """Mean of the rows that share a target."""
     wide = features.to(_accumulator(features.dtype))

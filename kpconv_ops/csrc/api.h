@@ -140,6 +140,12 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
                             int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                             int64_t num_supports, void* out, int device, void* stream);
 
+// out [num_queries, channels]: the sum over each neighbourhood of the features times the weights [num_indices] (null: 1),
+// formed in float32, or in float64 when dtype is; the weights have that type.
+KP_OP(kp_weighted_sum)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
+                       int64_t num_indices, const int64_t* splits, const void* weights, int64_t num_queries, void* out,
+                       int device, void* stream);
+
 // ---- sparse voxels
 
 // A kernel map `rows` [num_taps, num_out]: the input row that a tap reads for an output row, -1 for none.
@@ -160,6 +166,13 @@ KP_OP(kp_voxel_coords)(const int64_t* keys, const int64_t* first, int64_t num_vo
 KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* queries,
                     int64_t num_queries, const int64_t* shifts, int64_t num_runs, int64_t run, int64_t step,
                     int32_t* rows, int device, void* stream);
+
+// For each of n points the rows [n, 8] of the eight voxels whose centres surround it, x fastest, and their trilinear
+// weights [n, 8], which sum to 1; -1 and 0 for a voxel that is not there or has no weight. Voxels are `stride` times
+// `size` long; their ascending `keys` [num_keys + 1] as above, in boxes with room for one more on every side.
+KP_OP(kp_trilinear)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, double size,
+                    int64_t stride, const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* low,
+                    int64_t nx, int64_t ny, int64_t nz, int32_t* rows, void* weights, int device, void* stream);
 
 // transposed [num_taps, num_in], all -1 before: the output row that reads an input row at a tap. An input row that a tap
 // reads twice, and one outside [-1, num_in), is an error on the CPU; on CUDA one of the two stays, the other is passed

@@ -22,6 +22,16 @@ def test_voxels_equal_the_oracle(device, dtype, sizes):
         assert_equal(result, reference.stride_coords(coords, offsets, stride))
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), size=st.sampled_from([0.02, 0.05, 0.3, 7.0]), dtype=st.sampled_from([0, 1]))
+def test_points_on_the_faces_of_voxels(seed, size, dtype):
+    """Also where a quotient rounds up to a whole number, and in the outermost voxels, points equal the oracle."""
+    random = torch.Generator().manual_seed(seed)
+    points = torch.randint(-9, 10, (60, 3), generator=random) * torch.tensor(size, dtype=torch.float64)
+    points, offsets = points.to((torch.float32, torch.float64)[dtype]), torch.tensor([0, 20, 60])
+    assert_equal(voxelize(points, offsets, size), reference.voxelize(points, offsets, size))
+
+
 def test_negative_coordinates_floor(device):
     """The voxel below zero is -1, not 0; a stride of 2 sends -1 to -2."""
     points = torch.tensor([[-0.1, 0.0, 0.1], [-1.0, 0.99, 1.0]])

@@ -45,4 +45,39 @@ KP_HD void find_run(const int64_t* keys, int64_t num_keys, const int32_t* order,
   }
 }
 
+// The voxels around a point, as kp_trilinear writes them: floats count as they are, and voxels are as long as in voxel_of.
+template <class T>
+KP_HD void surround(const VoxelBox& box, const int64_t* keys, const int32_t* order, int64_t num_keys, const T* point,
+                    T size, int64_t stride, int64_t sample, int32_t* rows, T* weights) {
+  const int64_t extent[3] = {box.nx, box.ny, box.nz};
+  double upper[3];  // weights of the upper voxels
+  int64_t voxel[3];
+  bool inside = true;
+  for (int axis = 0; axis < 3; axis++) {
+    const double position = static_cast<double>(point[axis]) / static_cast<double>(size) / stride - 0.5;
+    const double lower = floor(position);
+    upper[axis] = position - lower;
+    voxel[axis] = static_cast<int64_t>(lower) - box.low[3 * sample + axis];
+    inside &= voxel[axis] >= 0 && voxel[axis] + 1 < extent[axis];
+  }
+  double weight[8], sum = 0;
+  int64_t position = 0;
+  for (int k = 0; k < 8; k += 2) {
+    if (inside) {
+      const int64_t line = (sample * box.nz + voxel[2] + k / 4) * box.ny + voxel[1] + k / 2 % 2;
+      const int64_t key = line * box.nx + voxel[0];
+      position = lower_bound_near(keys, num_keys, position, key);
+      find_run(keys, num_keys, order, position, key, 1, 2, 1, rows + k);
+    }
+    for (int j = k; j < k + 2; j++) {
+      weight[j] = (j % 2 ? upper[0] : 1 - upper[0]) * (j / 2 % 2 ? upper[1] : 1 - upper[1]) *
+                  (j / 4 ? upper[2] : 1 - upper[2]);
+      if (!inside || !(weight[j] > 0)) rows[j] = -1;
+      if (rows[j] < 0) weight[j] = 0;
+      sum += weight[j];
+    }
+  }
+  for (int j = 0; j < 8; j++) weights[j] = static_cast<T>(sum > 0 ? weight[j] / sum : 0);
+}
+
 }  // namespace kp

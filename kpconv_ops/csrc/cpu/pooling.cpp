@@ -58,7 +58,21 @@ KP_WIDE_BODY void max_pool_gradient_row(const F* gradient, const int32_t* winner
   }
 }
 
-#define KP_MAX_POOL(F)                                                                                              \
+// The features of the neighbours first to last, times their weights.
+template <class F>
+KP_WIDE_BODY void weighted_sum_row(const F* features, int64_t channels, const int32_t* first, const int32_t* last,
+                                   const Accumulator<F>* weights, Accumulator<F>* __restrict sums, F* out) {
+  using A = Accumulator<F>;
+  std::fill(sums, sums + channels, A(0));
+  for (const int32_t* j = first; j < last; j++) {
+    const F* __restrict feature = features + *j * channels;
+    const A weight = weights ? weights[j - first] : A(1);
+    for (int64_t c = 0; c < channels; c++) sums[c] += weight * static_cast<A>(feature[c]);
+  }
+  for (int64_t c = 0; c < channels; c++) out[c] = static_cast<F>(sums[c]);
+}
+
+#define KP_POOLING(F)                                                                                               \
   KP_WIDE void max_pool(const F* features, int64_t channels, const int32_t* first, const int32_t* last, F* values,  \
                         int32_t* winners) {                                                                         \
     max_pool_row(features, channels, first, last, values, winners);                                                 \
@@ -66,12 +80,16 @@ KP_WIDE_BODY void max_pool_gradient_row(const F* gradient, const int32_t* winner
   KP_WIDE void max_pool_gradient(const F* gradient, const int32_t* winners, int64_t channels, const int32_t* first, \
                                  const int32_t* last, int32_t support, Accumulator<F>* sums) {                      \
     max_pool_gradient_row(gradient, winners, channels, first, last, support, sums);                                 \
+  }                                                                                                                 \
+  KP_WIDE void weighted_sum(const F* features, int64_t channels, const int32_t* first, const int32_t* last,         \
+                            const Accumulator<F>* weights, Accumulator<F>* sums, F* out) {                          \
+    weighted_sum_row(features, channels, first, last, weights, sums, out);                                          \
   }
-KP_MAX_POOL(float)
-KP_MAX_POOL(double)
-KP_MAX_POOL(Half)
-KP_MAX_POOL(BFloat16)
-#undef KP_MAX_POOL
+KP_POOLING(float)
+KP_POOLING(double)
+KP_POOLING(Half)
+KP_POOLING(BFloat16)
+#undef KP_POOLING
 
 }  // namespace kp
 
@@ -109,6 +127,28 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
                                 sums.data());
           std::transform(sums.begin(), sums.end(), static_cast<F*>(out) + j * channels,
                          [](kp::Accumulator<F> sum) { return static_cast<F>(sum); });
+        }
+      });
+    });
+    neighborhoods.check();
+  });
+}
+
+KP_OP(kp_weighted_sum)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
+                       int64_t num_indices, const int64_t* splits, const void* weights, int64_t num_queries, void* out,
+                       int, void*) {
+  return kp::guarded([&] {
+    const kp::Neighborhoods neighborhoods(indices, num_indices, splits, num_supports);
+    kp::with_features(dtype, [&](auto feature) {
+      using F = decltype(feature);
+      using A = kp::Accumulator<F>;
+      kp::parallel_for(num_queries, 64, [&](int64_t begin, int64_t end) {
+        std::vector<A> sums(channels);
+        for (int64_t i = begin; i < end; i++) {
+          const auto [first, last] = neighborhoods[i];
+          kp::weighted_sum(static_cast<const F*>(features), channels, first, last,
+                           weights ? static_cast<const A*>(weights) + (first - indices) : nullptr, sums.data(),
+                           static_cast<F*>(out) + i * channels);
         }
       });
     });

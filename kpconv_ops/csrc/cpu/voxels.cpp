@@ -70,6 +70,22 @@ KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys,
   });
 }
 
+KP_OP(kp_trilinear)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, double size,
+                    int64_t stride, const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* low,
+                    int64_t nx, int64_t ny, int64_t nz, int32_t* rows, void* weights, int, void*) {
+  return kp::guarded([=] {
+    kp::with_coordinates(dtype, [=](auto type) {
+      using T = decltype(type);
+      const kp::VoxelBox box{low, nx, ny, nz};
+      kp::parallel_for(n, 1024, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++)
+          kp::surround(box, keys, order, num_keys, static_cast<const T*>(points) + 3 * i, static_cast<T>(size), stride,
+                       kp::sample_of(i, offsets, batch), rows + 8 * i, static_cast<T*>(weights) + 8 * i);
+      });
+    });
+  });
+}
+
 KP_OP(kp_transpose_map)(const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t num_in, int32_t* transposed,
                         int, void*) {
   return kp::guarded([&] {

@@ -76,6 +76,29 @@ __global__ void max_pool_backward_kernel(const F* gradient, const int32_t* winne
   store(out + support * channels + channel, result);
 }
 
+// A thread a query and V channels.
+template <int V, class F>
+__global__ void weighted_sum_kernel(const F* features, int64_t num_supports, int64_t channels, const int32_t* indices,
+                                    int64_t num_indices, const int64_t* splits, const Accumulator<F>* weights,
+                                    int64_t num_queries, F* out) {
+  const int64_t query = thread_row(), channel = thread_column() * V;
+  if (query >= num_queries || channel >= channels) return;
+  Accumulator<F> sums[V] = {};
+  const Range range = range_of(splits, query, num_indices);
+#pragma unroll 4
+  for (int64_t e = range.begin; e < range.end; e++) {
+    const int32_t j = indices[e];
+    if (j < 0 || j >= num_supports) continue;
+    const Accumulator<F> weight = weights ? weights[e] : 1;
+    const auto feature = load<V>(features + j * channels + channel);
+#pragma unroll
+    for (int v = 0; v < V; v++) sums[v] += weight * static_cast<Accumulator<F>>(feature.at[v]);
+  }
+  Vector<F, V> result;
+  for (int v = 0; v < V; v++) result.at[v] = static_cast<F>(sums[v]);
+  store(out + query * channels + channel, result);
+}
+
 }  // namespace kp
 
 KP_OP(kp_max_pool)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
@@ -109,6 +132,24 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
           KP_LAUNCH((kp::max_pool_backward_kernel<V, F>), launch.grid, launch.block, 0, stream,
                     static_cast<const F*>(gradient), winners, num_queries, channels, indices, num_indices, splits,
                     num_supports, static_cast<F*>(out));
+      });
+    });
+  });
+}
+
+KP_OP(kp_weighted_sum)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
+                       int64_t num_indices, const int64_t* splits, const void* weights, int64_t num_queries, void* out,
+                       int device, void* stream) {
+  return kp::guarded(device, [&] {
+    kp::with_features(dtype, [&](auto feature) {
+      using F = decltype(feature);
+      kp::with_width<F>(kp::in_vectors<F>(channels, features, out), [&](auto width) {
+        constexpr int V = decltype(width)::value;
+        const kp::RowLaunch launch(num_queries, channels / V);
+        if (!launch.empty())
+          KP_LAUNCH((kp::weighted_sum_kernel<V, F>), launch.grid, launch.block, 0, stream,
+                    static_cast<const F*>(features), num_supports, channels, indices, num_indices, splits,
+                    static_cast<const kp::Accumulator<F>*>(weights), num_queries, static_cast<F*>(out));
       });
     });
   });

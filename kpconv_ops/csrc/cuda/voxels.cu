@@ -31,6 +31,17 @@ __global__ void find_keys_kernel(const int64_t* keys, const int32_t* order, int6
            rows + r * run * num_queries + i);
 }
 
+// A thread a point.
+template <class T>
+__global__ void trilinear_kernel(const T* points, int64_t n, const int64_t* offsets, int64_t batch, T size,
+                                 int64_t stride, const int64_t* keys, const int32_t* order, int64_t num_keys,
+                                 VoxelBox box, int32_t* rows, T* weights) {
+  const int64_t i = thread_index();
+  if (i < n)
+    surround(box, keys, order, num_keys, points + 3 * i, size, stride, sample_of(i, offsets, batch), rows + 8 * i,
+             weights + 8 * i);
+}
+
 // A thread an entry.
 __global__ void transpose_map_kernel(const int32_t* rows, int64_t num_taps, int64_t num_out, int64_t num_in,
                                      int32_t* transposed) {
@@ -73,6 +84,21 @@ KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys,
     if (searches > 0)
       KP_LAUNCH(kp::find_keys_kernel, kp::blocks(searches, kp::kThreads), kp::kThreads, 0, stream, keys, order,
                 num_keys, queries, num_queries, shifts, num_runs, run, step, rows);
+  });
+}
+
+KP_OP(kp_trilinear)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, double size,
+                    int64_t stride, const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* low,
+                    int64_t nx, int64_t ny, int64_t nz, int32_t* rows, void* weights, int device, void* stream) {
+  return kp::guarded(device, [=] {
+    kp::with_coordinates(dtype, [=](auto type) {
+      using T = decltype(type);
+      const kp::VoxelBox box{low, nx, ny, nz};
+      if (n > 0)
+        KP_LAUNCH((kp::trilinear_kernel<T>), kp::blocks(n, kp::kThreads), kp::kThreads, 0, stream,
+                  static_cast<const T*>(points), n, offsets, batch, static_cast<T>(size), stride, keys, order, num_keys,
+                  box, rows, static_cast<T*>(weights));
+    });
   });
 }
 
