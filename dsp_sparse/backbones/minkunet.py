@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kpconv_ops import Interpolation, Upsampling
+
 from ..ragged import Ragged
 from .base import TapBackbone, TapInfo, check_channels, check_coordinates
 from .engines import VoxelGrid, build_engine
@@ -37,7 +39,7 @@ class Geometry:
     stem: Any
     inner: list[Any]
     down: list[Any]
-    onto: Any
+    onto: Upsampling | Interpolation
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ LENGTHS = (90, 0, 1, 60)
 
 TINY = {name: partial(tiny_backbone, name, IN, CLASSES) for name in BACKBONES}
 TINY["kpfcnn-deformable"] = partial(TINY["kpfcnn"], deformable_levels=(1, 2), modulated=True)
-TINY["minkunet-bottleneck"] = partial(TINY["minkunet"], variant="50", layers=(1, 2, 1, 1, 1, 1, 2, 1), stem_kernel=3)
+TINY["minkunet-bottleneck"] = partial(TINY["minkunet"], variant="50", layers=(1,) * 8, stem_kernel=3)
+TINY["minkunet-trilinear"] = partial(TINY["minkunet"], devoxelize="trilinear")
 TINY["minkunet-minkowski"] = partial(TINY["minkunet"], engine="minkowski")
 
 

@@ -304,6 +304,27 @@ def test_points_of_a_voxel_enter_as_their_mean_and_share_its_logits():
     torch.testing.assert_close(logits[[0, 1, 3]], alone)
 
 
+def test_trilinear_logits():
+    """`devoxelize: trilinear` blends the logits of the voxels around a point: on a full grid, as `grid_sample` does.
+    At voxel centres it is `nearest`."""
+    nearest, trilinear = (
+        tiny_backbone("minkunet", 3, 4, voxel_size=0.25, devoxelize=way).double().eval()
+        for way in ("nearest", "trilinear")
+    )
+    generator = torch.Generator().manual_seed(0)
+    index = torch.cartesian_prod(*[torch.arange(8)] * 3)  # z runs fastest
+    feat = torch.randn(512, 3, generator=generator, dtype=torch.float64)
+    coord = (index + torch.rand(512, 3, generator=generator, dtype=torch.float64)) * 0.25
+    offsets = torch.tensor([0, 512])
+    logits = nearest(Ragged(feat, coord, offsets))
+    volume = logits.T.reshape(1, 4, 8, 8, 8)
+    at = (coord / 2.0 * 2 - 1).flip(1).view(1, 512, 1, 1, 3)  # in [-1, 1], z first
+    expected = F.grid_sample(volume, at, mode="bilinear", padding_mode="border", align_corners=False)[0, :, :, 0, 0].T
+    torch.testing.assert_close(trilinear(Ragged(feat, coord, offsets)), expected, rtol=1e-10, atol=1e-10)
+    centres = Ragged(feat, (index + 0.5).double() * 0.25, offsets)
+    torch.testing.assert_close(trilinear(centres), logits, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("stage", range(5))
 def test_tap_points_are_voxel_centres(stage):
     """A tap point is the centre of its voxel: of edge 0.1 m times the stride, aligned with the world's origin."""

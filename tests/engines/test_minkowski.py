@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from dsp_sparse import UserError
+from dsp_sparse import UserError, doctor
 from dsp_sparse.backbones.engines import build_engine, minkowski
 from dsp_sparse.testing import engines, random_ragged, tiny_backbone
 
@@ -79,6 +79,14 @@ def test_import_cure_leaves_anothers_alone(fresh, tmp_path):
     fresh.setattr(collections, "Sequence", "another's", raising=False)
     fresh.syspath_prepend(package(tmp_path, "from collections import Sequence"))
     assert minkowski.load().Sequence == collections.Sequence == "another's"
+
+
+def test_doctor_without_it(fresh, capsys):
+    """`dsp-sparse doctor` has a line for the engine, with the reason and the remedy."""
+    fresh.setitem(sys.modules, "MinkowskiEngine", None)
+    assert not doctor.attempt("engine minkowski", lambda: doctor.try_backbone("minkunet", engine="minkowski"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("engine minkowski   no ") and "not installed; `dsp-sparse doctor --install-mink" in line
 
 
 @installed

@@ -6,8 +6,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-import kpconv_ops
-from kpconv_ops import Upsampling, scatter_mean, stride_coords, upsample, voxelize
+from kpconv_ops import (
+    Interpolation,
+    Upsampling,
+    interpolate,
+    scatter_mean,
+    stride_coords,
+    trilinear,
+    upsample,
+    voxelize,
+)
 
 from ...errors import UserError
 
@@ -88,13 +96,13 @@ class SparseEngine(ABC):
         """For `devoxelize`: every point takes the features of its own voxel."""
         return Upsampling(inverse, len(grid.coords))
 
-    def trilinear(self, points: Tensor, offsets: Tensor, grid: VoxelGrid, voxel_size: float) -> Any:
+    def trilinear(self, points: Tensor, offsets: Tensor, grid: VoxelGrid, voxel_size: float) -> Interpolation:
         """For `devoxelize`: every point blends the occupied among the 8 voxels whose centres surround it.
 
         The weights are trilinear, scaled to a sum of 1.
         """
-        return kpconv_ops.trilinear(points, offsets, grid.coords, grid.offsets, voxel_size, grid.stride)
+        return trilinear(points, offsets, grid.coords, grid.offsets, voxel_size, grid.stride)
 
-    def devoxelize(self, features: Tensor, onto: Any) -> Tensor:
+    def devoxelize(self, features: Tensor, onto: Upsampling | Interpolation) -> Tensor:
         """`[V, C]` features of voxels, at the points: `[N, C]`."""
-        return upsample(features, onto) if isinstance(onto, Upsampling) else kpconv_ops.interpolate(features, onto)
+        return upsample(features, onto) if isinstance(onto, Upsampling) else interpolate(features, onto)

@@ -4,8 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-import kpconv_ops
-from kpconv_ops import KernelMap, kernel_map, max_pool, sparse_conv
+from kpconv_ops import KernelMap, kernel_map, max_pool, mean_pool, sparse_conv
 
 from .base import SparseEngine, VoxelGrid
 
@@ -27,5 +26,5 @@ class NativeEngine(SparseEngine):
         return sparse_conv(features, kernel, kernel_map.transposed)
 
     def pool(self, features: Tensor, kernel_map: KernelMap, mode: Literal["max", "mean"]) -> Tensor:
-        pool = max_pool if mode == "max" else kpconv_ops.mean_pool
+        pool = max_pool if mode == "max" else mean_pool
         return pool(features, kernel_map.neighbors)
