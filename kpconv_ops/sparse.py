@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import _native
 from ._checks import FEATURE_DTYPES, check_size, check_tensor
-from ._csr import splits_of
+from ._keys import sort_keys
 from ._once import differentiable_once
 from ._precision import accumulator, add_products, autocast
 from .kernel_maps import KernelMap
@@ -76,9 +76,12 @@ torch.library.define("kpconv_ops::group_rows", "(Tensor inverse, SymInt num_rows
 
 @torch.library.impl("kpconv_ops::group_rows", ("cpu", "cuda"))
 def _group_rows(inverse, num_rows):
-    if len(inverse) and (inverse.amin() < 0 or inverse.amax() >= num_rows):
-        raise ValueError(f"inverse must be in [0, {num_rows}), got {inverse.amin()} to {inverse.amax()}")
-    return torch.sort(inverse, stable=True).indices.int(), splits_of(torch.bincount(inverse, minlength=num_rows))
+    if len(inverse):
+        low, high = torch.stack(inverse.aminmax()).tolist()
+        if low < 0 or high >= num_rows:
+            raise ValueError(f"inverse must be in [0, {num_rows}), got {low} to {high}")
+    rows, order = sort_keys(inverse.contiguous(), num_rows)
+    return order, torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device))
 
 
 @torch.library.register_fake("kpconv_ops::group_rows")

@@ -7,9 +7,11 @@ from kpconv_ops import (
     deformable_kpconv,
     fitting_loss,
     grid_subsample,
+    interpolate,
     kernel_map,
     kpconv,
     max_pool,
+    mean_pool,
     nearest,
     pyramid,
     radius_search,
@@ -17,6 +19,7 @@ from kpconv_ops import (
     scatter_mean,
     sparse_conv,
     stride_coords,
+    trilinear,
     upsample,
     voxelize,
 )
@@ -62,7 +65,7 @@ def deformed(points, nb, length):
 
 
 def pooled(points, nb, length):
-    return max_pool(points, nb) * length
+    return max_pool(points, nb) * length, mean_pool(points, nb)
 
 
 def sparse(points, offsets, length):
@@ -70,7 +73,9 @@ def sparse(points, offsets, length):
     features = scatter_mean(points, cells.inverse, len(cells.coords))
     coarse = stride_coords(cells.coords, cells.offsets, 2)
     pairs = kernel_map(cells.coords, cells.offsets, coarse.coords, coarse.offsets, 2)
-    return sparse_conv(features, WEIGHTS, pairs)
+    means = mean_pool(features, pairs.neighbors)
+    back = interpolate(means, trilinear(points, offsets, coarse.coords, coarse.offsets, length, 2))
+    return sparse_conv(features, WEIGHTS, pairs), sparse_conv(means, WEIGHTS, pairs.transposed), back
 
 
 def arguments(function, size):

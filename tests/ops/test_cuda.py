@@ -9,13 +9,17 @@ from kpconv_ops import (
     deformable_kpconv,
     fitting_loss,
     grid_subsample,
+    interpolate,
     kernel_map,
     kpconv,
     max_pool,
+    mean_pool,
     nearest,
     radius_search,
     scatter_mean,
     sparse_conv,
+    stride_coords,
+    trilinear,
     voxelize,
 )
 
@@ -173,6 +177,27 @@ def test_sparse_convolution(run, dtype, channels):
 
     args = cloud, offsets, features, weights
     assert_same_to_rounding(run(convolve, *args), convolve(*args), dtype)
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_means_and_interpolation(run, dtype, channels):
+    """Kernel maps, their neighbourhoods and trilinear weights, and what is gathered through them."""
+    random = torch.Generator().manual_seed(0)
+    cloud, offsets = torch.rand(200, 3, generator=random), torch.tensor([0, 120, 200])
+    features = torch.randn(200, channels, generator=random).to(dtype)
+
+    def pool_and_return(cloud, offsets, features):
+        cells = voxelize(cloud, offsets, 0.1)
+        coarse = stride_coords(cells.coords, cells.offsets, 2)
+        nb = kernel_map(cells.coords, cells.offsets, coarse.coords, coarse.offsets, (2, 3, 2)).neighbors
+        features = features.detach().requires_grad_()
+        means = mean_pool(scatter_mean(features, cells.inverse, len(cells.coords)), nb)
+        out = interpolate(means, trilinear(cloud, offsets, coarse.coords, coarse.offsets, 0.1, 2))
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), features)]
+
+    args = cloud, offsets, features
+    assert_same_to_rounding(run(pool_and_return, *args), pool_and_return(*args), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
