@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -104,7 +105,7 @@ def missing_for_cpu() -> list[str]:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(compiler[0]) is None:
         missing.append(f"a C++ compiler, here {compiler[0]!r} (apt-get install g++, or equivalent; or set CXX)")
-    elif not compiles([*compiler, "-x", "c++"], "cblas.h", "openblas"):
+    elif not compiles([*compiler, "-x", "c++"], ["cblas.h"], "openblas"):
         missing.append("OpenBLAS with its headers (apt-get install libopenblas-dev, or equivalent)")
     return missing
 
@@ -116,27 +117,41 @@ def missing_for_cuda() -> list[str]:
     missing = []
     if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         missing.append("a GPU, or the setting for which to build (for example TORCH_CUDA_ARCH_LIST=9.0)")
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    home = cuda_home()
+    nvcc = shutil.which("nvcc", path=f"{home}/bin")
     if nvcc is None:
-        place = f"{home}/bin" if home else "PATH"
-        return [*missing, f"nvcc of CUDA {torch.version.cuda} (none in {place}; set CUDA_HOME to a CUDA toolkit)"]
+        return [*missing, f"nvcc of CUDA {torch.version.cuda} (none in {home}/bin; set CUDA_HOME to a CUDA toolkit)"]
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)\.\d+", text)
     major = torch.version.cuda.partition(".")[0]
     if release is None or release[1] != major:
         found = release[0] if release else "no release"
         missing.append(f"nvcc of CUDA {major}, which this torch was built for ({nvcc} says {found}; set CUDA_HOME)")
-    elif not compiles([nvcc, "-x", "cu"], "cusparse.h", "cusparse"):
-        missing.append("cuSPARSE with its headers (in the CUDA toolkit; CPATH and LIBRARY_PATH add folders)")
+    # The C++ compiler reads them, too: of nvcc alone one may have an alias on the path, and the rest elsewhere.
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler += ["-x", "c++", f"-I{home}/include", f"-I{home}/include/cccl", f"-L{home}/lib64"]
+    headers = ("cuda_runtime.h", "thrust/host_vector.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h")
+    if shutil.which(compiler[0]) and not compiles(compiler, headers, "cusparse"):
+        missing.append(
+            f"a whole CUDA toolkit with thrust, cuSPARSE, cuBLAS and cuSOLVER (not in {home}; set CUDA_HOME, or add "
+            "folders with CPATH and LIBRARY_PATH)"
+        )
     return missing
 
 
-def compiles(command: list[str], header: str, library: str) -> bool:
-    """Whether a program with this header and library can be compiled and linked."""
+def cuda_home() -> str:
+    """The folder of the CUDA toolkit, found as torch finds it."""
+    if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return home
+    nvcc = shutil.which("nvcc")
+    return str(Path(nvcc).parents[1]) if nvcc else "/usr/local/cuda"
+
+
+def compiles(command: list[str], headers: Iterable[str], library: str) -> bool:
+    """Whether a program with these headers and this library can be compiled and linked."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program.cpp"
-        program.write_text(f"#include <{header}>\nint main() {{ return 0; }}\n")
+        program.write_text("".join(f"#include <{header}>\n" for header in headers) + "int main() { return 0; }\n")
         command = [*command, str(program), "-o", f"{folder}/program", f"-l{library}"]
         return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -164,7 +179,7 @@ def wheel_arguments(folder: Path, cuda: bool) -> list[str]:
 
 
 def build_environment(folder: Path, cuda: bool) -> dict[str, str]:
-    """The environment of the build: its `pip` does nothing, `ninja` is found, nvcc reads our header first."""
+    """The environment of the build: its `pip` does nothing, `ninja` is found, compilers find what CUDA moved."""
     tools = folder / "tools"
     tools.mkdir()
     (tools / "pip").write_text("#!/bin/sh\n# in place of the uninstallation that MinkowskiEngine's setup asks for\n")
@@ -174,6 +189,9 @@ def build_environment(folder: Path, cuda: bool) -> dict[str, str]:
     if cuda:
         ours = f"-I{COMPATIBILITY} -include {COMPATIBILITY / 'compat.h'}"
         environment["NVCC_PREPEND_FLAGS"] = f"{ours} {os.environ.get('NVCC_PREPEND_FLAGS', '')}".strip()
+        # Since CUDA 13 thrust lies in a folder of its own, where nvcc looks for it, but not the C++ compiler.
+        headers = [f"{cuda_home()}/include/cccl", *filter(None, [os.environ.get("CPLUS_INCLUDE_PATH")])]
+        environment |= {"CUDA_HOME": cuda_home(), "CPLUS_INCLUDE_PATH": os.pathsep.join(headers)}
     return environment
 
 

@@ -184,11 +184,14 @@ def test_cuda_build(cuda, monkeypatch, capsys):
     user has set; the header is there."""
     stub(cuda, monkeypatch, built_for="cuda")
     monkeypatch.setenv("NVCC_PREPEND_FLAGS", "-lineinfo")
+    monkeypatch.setenv("CPLUS_INCLUDE_PATH", "/mine")
     assert doctor("--install-minkowski", "--cuda") == 0
     assert "--blas=openblas --force_cuda" in calls(cuda)[2]
     environment = dict(line.partition("=")[::2] for line in (cuda / "environment").read_text().splitlines())
     search, include, header, rest = environment["NVCC_PREPEND_FLAGS"].split(" ")
     assert (include, rest) == ("-include", "-lineinfo")
+    assert environment["CUDA_HOME"] == str(cuda / "cuda")
+    assert environment["CPLUS_INCLUDE_PATH"] == f"{cuda / 'cuda' / 'include' / 'cccl'}:/mine"
     assert Path(header).is_file() and Path(search.removeprefix("-I"), "cudf/detail/nvtx/ranges.hpp").is_file()
     assert "for CPU and CUDA" in capsys.readouterr().out
 
@@ -206,7 +209,7 @@ def other_nvcc(folder, monkeypatch):
 
 
 def no_cusparse(folder, monkeypatch):
-    script(folder / "cuda" / "bin" / "nvcc", NVCC.format(release="13.0") + 'case "$*" in *-lcusparse) exit 1 ;; esac\n')
+    script(folder / "bin" / "cxx", '#!/bin/sh\ncase "$*" in *-lcusparse) exit 1 ;; esac\n')
 
 
 def no_target(folder, monkeypatch):
