@@ -67,7 +67,7 @@ def install_minkowski(cuda: bool) -> int:
             torch=torch.__version__,
             python=sysconfig.get_python_version(),
             prefix=sys.prefix,
-            minutes="40" if cuda else "11",
+            minutes="30" if cuda else "11",
             log=LOG.absolute(),
         ),
         flush=True,
