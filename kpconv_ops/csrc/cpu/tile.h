@@ -83,7 +83,7 @@ class Lines {
   KP_WIDE_BODY A* reserve(int64_t n) {
     const int64_t needed = (n + lanes<A> - 1) / lanes<A>;
     if (static_cast<int64_t>(lines.size()) < needed) lines.resize(needed);
-    return lines.data()->values;
+    return reinterpret_cast<A*>(lines.data());
   }
 
  private:
