@@ -156,8 +156,9 @@ def _trilinear(points, point_offsets, coords, offsets, voxel_size, stride):
     rows, weights = coords.new_empty(len(points), 8, dtype=torch.int32), points.new_empty(len(points), 8)
     queries = points, points.dtype, points, len(points), point_offsets, len(point_offsets) - 1, voxel_size, stride
     _native.call("kp_trilinear", *queries, keys, order, len(coords), *box.layout, rows, weights)
-    taken = rows >= 0
-    return rows[taken], splits_of(taken.sum(1)), weights[taken]
+    exists = rows >= 0
+    taken = exists.flatten().nonzero()[:, 0]
+    return rows.flatten()[taken], splits_of(exists.sum(1)), weights.flatten()[taken]
 
 
 @torch.library.register_fake("kpconv_ops::trilinear")

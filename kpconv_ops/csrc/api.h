@@ -26,9 +26,9 @@
 
 // ---- geometry: subsampling and neighbours
 
-// The smallest and largest coordinates (also int64) low and high [pieces, batch, 3] of the pieces that each sample is cut
-// into; NaN where a coordinate is not finite, where there is no point +-infinity or the largest number and its negative.
-// On both devices offsets are clamped to [0, n].
+// The smallest and largest coordinates (also int64) low and high [pieces, batch, 3] of the pieces that each sample is
+// cut into; NaN where a coordinate is not finite, where there is no point +-infinity or the largest int64 and its
+// negative. On both devices offsets are clamped to [0, n].
 KP_OP(kp_bounds)(int dtype, const void* points, int64_t n, const int64_t* offsets, int64_t batch, int64_t pieces,
                  void* low, void* high, int device, void* stream);
 
@@ -140,8 +140,8 @@ KP_OP(kp_max_pool_backward)(int dtype, const void* gradient, const int32_t* winn
                             int64_t channels, const int32_t* indices, int64_t num_indices, const int64_t* splits,
                             int64_t num_supports, void* out, int device, void* stream);
 
-// out [num_queries, channels]: the sum over each neighbourhood of the features times the weights [num_indices] (null: 1),
-// formed in float32, or in float64 when dtype is; the weights have that type.
+// out [num_queries, channels]: the sum over each neighbourhood of the features times the weights [num_indices] (null:
+// 1), formed in float32, or in float64 when dtype is; the weights have that type.
 KP_OP(kp_weighted_sum)(int dtype, const void* features, int64_t num_supports, int64_t channels, const int32_t* indices,
                        int64_t num_indices, const int64_t* splits, const void* weights, int64_t num_queries, void* out,
                        int device, void* stream);
@@ -161,8 +161,8 @@ KP_OP(kp_voxel_keys)(int dtype, const void* points, int64_t n, const int64_t* of
 KP_OP(kp_voxel_coords)(const int64_t* keys, const int64_t* first, int64_t num_voxels, int64_t scale, const int64_t* low,
                        int64_t nx, int64_t ny, int64_t nz, int64_t* coords, int device, void* stream);
 
-// Tap j of run r looks for queries[i] + shifts[r] + j * step in the ascending `keys` [num_keys + 1], the last of which is
-// larger than all. rows [num_runs, run, num_queries]: the row of the key, order[p] for position p (null: p), or -1.
+// Tap j of run r looks for queries[i] + shifts[r] + j * step in the ascending `keys` [num_keys + 1], the last of which
+// is larger than all. rows [num_runs, run, num_queries]: the row of the key, order[p] for position p (null: p), or -1.
 KP_OP(kp_find_keys)(const int64_t* keys, const int32_t* order, int64_t num_keys, const int64_t* queries,
                     int64_t num_queries, const int64_t* shifts, int64_t num_runs, int64_t run, int64_t step,
                     int32_t* rows, int device, void* stream);

@@ -45,7 +45,7 @@ KP_HD void find_run(const int64_t* keys, int64_t num_keys, const int32_t* order,
   }
 }
 
-// The voxels around a point, as kp_trilinear writes them: floats count as they are, and voxels are as long as in voxel_of.
+// The voxels around a point, as kp_trilinear writes them. `size` has the type of the points, as in voxel_of.
 template <class T>
 KP_HD void surround(const VoxelBox& box, const int64_t* keys, const int32_t* order, int64_t num_keys, const T* point,
                     T size, int64_t stride, int64_t sample, int32_t* rows, T* weights) {
