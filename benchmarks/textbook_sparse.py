@@ -48,12 +48,32 @@ def kernel_map(in_coords: Tensor, out_coords: Tensor, kernel_size: int, dilation
     return pairs
 
 
+class SparseConv(torch.autograd.Function):
+    """Gather, multiply, add, tap by tap. The gradients gather anew instead of keeping what was gathered."""
+
+    @staticmethod
+    def forward(ctx, features, weights, pairs, num_out):
+        ctx.save_for_backward(features, weights)
+        ctx.pairs = pairs
+        out = features.new_zeros(num_out, weights.shape[2])
+        for weight, (in_rows, out_rows) in zip(weights, pairs, strict=True):
+            out.index_add_(0, out_rows, features.index_select(0, in_rows).mm(weight))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        features, weights = ctx.saved_tensors
+        grad_features, grad_weights = torch.zeros_like(features), torch.empty_like(weights)
+        for weight, grad_weight, (in_rows, out_rows) in zip(weights, grad_weights, ctx.pairs, strict=True):
+            grads = grad.index_select(0, out_rows)
+            torch.mm(features.index_select(0, in_rows).T, grads, out=grad_weight)
+            grad_features.index_add_(0, in_rows, grads.mm(weight.T))
+        return grad_features, grad_weights, None, None
+
+
 def sparse_conv(features: Tensor, weights: Tensor, pairs: Pairs, num_out: int) -> Tensor:
-    """Gather, multiply, add, tap by tap."""
-    out = features.new_zeros(num_out, weights.shape[2])
-    for weight, (in_rows, out_rows) in zip(weights, pairs, strict=True):
-        out = out.index_add_(0, out_rows, features.index_select(0, in_rows).mm(weight))
-    return out
+    """`[num_out, Cout]` from `[V, Cin]` features and `[K, Cin, Cout]` weights."""
+    return SparseConv.apply(features, weights, pairs, num_out)
 
 
 def transposed(pairs: Pairs) -> Pairs:
