@@ -203,7 +203,8 @@ class MinkUNet(nn.Module):
 
     def forward(self, features: Tensor, coordinates: Tensor) -> Tensor:
         """`[V, C]` logits of voxels from `[V, F]` features at `[V, 4]` int32 coordinates, in the order given."""
-        start = self.package.SparseTensor(features, coordinates)
+        manager = new_manager(features.device)  # its own would set the number of threads of the whole process
+        start = self.package.SparseTensor(features, coordinates, coordinate_manager=manager)
         x = self.relu(self.bn0(self.conv0p1s1(start)))
         skips = [x]
         for stage, step in enumerate(self.steps):

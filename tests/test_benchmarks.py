@@ -68,6 +68,24 @@ def test_other_libraries_of_sparse_convolution_and_ours_agree():
         pytest.skip("neither MinkowskiEngine nor spconv is installed")
 
 
+@pytest.mark.parametrize("suite", ["ops", "pyramid", "sparse"])  # those with other libraries
+def test_every_implementation_leaves_the_number_of_threads_alone(suite):
+    """Whatever is measured after an implementation has the threads that the run began with."""
+    module = suites.load(suite)
+    rows = module.rows(module.inputs(POINTS), "cpu", True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(odd := before + 1)  # not what a library would choose
+    try:
+        for contender in (contender for row in rows for contender in row.contenders):
+            try:
+                contender.setup()()
+            except (ImportError, UserError, RuntimeError):
+                continue  # not installed, or not working here
+            assert torch.get_num_threads() == odd, contender.name
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_peak_memory_counts_what_a_call_frees_again():
     """The peak of a call is its worst moment, not what is left at the end."""
 
