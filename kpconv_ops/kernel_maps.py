@@ -86,12 +86,12 @@ def kernel_map(
     check_tensor("in_offsets", in_offsets, (None,), (torch.int64,), like=in_coords)
     check_tensor("out_coords", out_coords, (None, 3), (torch.int64,), like=in_coords)
     check_tensor("out_offsets", out_offsets, (len(in_offsets),), (torch.int64,), like=in_coords)
-    sizes, dilation = _sizes(kernel_size), check_count("dilation", dilation)
+    sizes, dilation = check_kernel_size(kernel_size), check_count("dilation", dilation)
     rows = torch.ops.kpconv_ops.kernel_map(in_coords, in_offsets, out_coords, out_offsets, sizes, dilation)
     return KernelMap(rows, len(in_coords))
 
 
-def _sizes(kernel_size: int | tuple[int, int, int]) -> list[int]:
+def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> list[int]:
     """Taps along x, y and z."""
     if not isinstance(kernel_size, tuple):
         return [check_count("kernel_size", kernel_size)] * 3
