@@ -120,10 +120,11 @@ class MinkUNet(TapBackbone):
     def _check_resolution(self, batch: Ragged, grid: VoxelGrid) -> None:
         """Warn of voxels as large as the samples, for example of millimetres taken for metres."""
         samples = sum(length > 0 for length in batch.lengths)
-        if len(grid.coords) == samples and len(batch.coord) > 64 * samples:
+        # A sample around the origin, however small, meets eight voxels.
+        if len(grid.coords) <= 8 * samples and len(batch.coord) > 64 * samples:
             warnings.warn(
-                f"voxel_size {self.config.voxel_size} puts all {len(batch.coord)} points of {samples} samples into one "
-                "voxel each; it must be in the unit of the coordinates, and much smaller than a sample",
+                f"voxel_size {self.config.voxel_size} puts {len(batch.coord)} points of {samples} samples into "
+                f"{len(grid.coords)} voxels; it must be in the unit of the coordinates, and much smaller than a sample",
                 stacklevel=2,
             )
 

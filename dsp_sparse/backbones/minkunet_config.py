@@ -1,5 +1,6 @@
 """Settings of MinkUNet."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -67,8 +68,8 @@ class MinkUNetConfig:
         for name, choices in (("variant", get_args(Variant)), ("devoxelize", get_args(Devoxelize))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        if not self.voxel_size > 0:
-            raise UserError(f"voxel_size must be positive, got {self.voxel_size}")
+        if not 0 < self.voxel_size < math.inf:
+            raise UserError(f"voxel_size must be positive and finite, got {self.voxel_size}")
         if self.stem_kernel < 3 or self.stem_kernel % 2 == 0:
             raise UserError(f"stem_kernel must be odd and at least 3, got {self.stem_kernel}")
         for name in ("planes", "layers"):

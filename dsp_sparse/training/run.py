@@ -30,7 +30,7 @@ class Run:
         config: the settings.
 
     Raises:
-        UserError: the folder holds a run with other settings; the message names the first difference.
+        UserError: the folder holds a checkpoint or results of other settings; the message names the first difference.
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig):
@@ -39,7 +39,8 @@ class Run:
         self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
         self._settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
-        if self._config.exists() and (difference := _difference(_read_settings(self._config), self._settings)):
+        trained = self.checkpoint.exists() or self._results.exists()
+        if trained and (difference := _difference(_read_settings(self._config), self._settings)):
             raise UserError(f"{self._config}: the run has {difference}; choose another folder")
 
     @property

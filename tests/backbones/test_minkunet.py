@@ -341,16 +341,18 @@ def test_tap_points_are_voxel_centres(stage):
 
 
 def test_voxels_as_large_as_the_samples_are_warned_of():
-    """A voxel size in another unit than the coordinates leaves one voxel a sample: a warning names it."""
+    """A voxel size in another unit than the coordinates leaves a few voxels a sample: a warning names it."""
     batch = random_ragged((100, 0, 80), 3)
     net = tiny_backbone("minkunet", 3, 4, voxel_size=50.0).eval()
-    with pytest.warns(UserWarning, match="voxel_size 50.0 puts all 180 points of 2 samples into one voxel each"):
-        logits = net(batch)
-    assert logits.isfinite().all()
+    centred = Ragged(batch.feat, batch.coord - 0.5, batch.offsets)
+    for points, voxels in ((batch, 2), (centred, 16)):
+        with pytest.warns(UserWarning, match=f"voxel_size 50.0 puts 180 points of 2 samples into {voxels} voxels"):
+            logits = net(points)
+        assert logits.isfinite().all()
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("lengths", "voxel_size"), [((100, 80), 0.5), ((1, 1, 0), 50.0), ((), 50.0)], ids=str)
+@pytest.mark.parametrize(("lengths", "voxel_size"), [((100, 80), 0.2), ((64, 64), 50.0), ((1, 1, 0), 50.0), ((), 50.0)], ids=str)
 def test_few_voxels_are_not_warned_of(lengths, voxel_size):
     """Small samples fill one voxel, and a few voxels may be wanted."""
     tiny_backbone("minkunet", 3, 4, voxel_size=voxel_size).eval()(random_ragged(lengths, 3))
@@ -370,7 +372,8 @@ def test_voxels_too_small_to_number_are_refused():
         ({"devoxelize": "cubic"}, "devoxelize must be one of nearest, trilinear; got 'cubic'"),
         ({"stem_kernel": 4}, "stem_kernel must be odd and at least 3, got 4"),
         ({"stem_kernel": 1}, "stem_kernel must be odd and at least 3, got 1"),
-        ({"voxel_size": -0.1}, "voxel_size must be positive, got -0.1"),
+        ({"voxel_size": -0.1}, "voxel_size must be positive and finite, got -0.1"),
+        ({"voxel_size": float("inf")}, "voxel_size must be positive and finite, got inf"),
         ({"planes": (8, 8)}, "planes must hold 8 positive numbers"),
         ({"layers": (1, 1, 1, 0, 1, 1, 1, 1)}, "layers must hold 8 positive numbers"),
         ({"engine": "torchsparse"}, "engine must be one of native, minkowski; got 'torchsparse'"),

@@ -11,7 +11,7 @@ from dsp_sparse.backbones import build_backbone
 from dsp_sparse.errors import UserError
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
-from dsp_sparse.training.checkpoint import load_model, load_modules
+from dsp_sparse.training.checkpoint import TrainingState, load_model, load_modules
 from dsp_sparse.training.loop import derived_seed, pick_device, train
 from dsp_sparse.training.run import Run, load_config
 from dsp_sparse.training.stages import METHODS
@@ -266,9 +266,13 @@ def test_settings_come_back_from_the_run_folder(settings, tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused(settings, tmp_path):
-    """The first setting that differs is named, with both values."""
-    Run(tmp_path / "run", settings).start()
+    """The first setting that differs is named, with both values. A run that failed before its first checkpoint left
+    nothing to protect: its folder takes corrected settings."""
     other = replace(settings, data=replace(settings.data, label_rate=0.2), seed=3)
+    Run(tmp_path / "run", other).start()
+    run = Run(tmp_path / "run", settings)
+    run.start()
+    run.save(TrainingState(net={}))
     with pytest.raises(UserError, match=r"data\.label_rate 0\.1, not 0\.2"):
         train(other, tmp_path / "run")
 
