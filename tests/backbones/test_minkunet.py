@@ -352,7 +352,9 @@ def test_voxels_as_large_as_the_samples_are_warned_of():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("lengths", "voxel_size"), [((100, 80), 0.2), ((64, 64), 50.0), ((1, 1, 0), 50.0), ((), 50.0)], ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "voxel_size"), [((100, 80), 0.2), ((64, 64), 50.0), ((1, 1, 0), 50.0), ((), 50.0)], ids=str
+)
 def test_few_voxels_are_not_warned_of(lengths, voxel_size):
     """Small samples fill one voxel, and a few voxels may be wanted."""
     tiny_backbone("minkunet", 3, 4, voxel_size=voxel_size).eval()(random_ragged(lengths, 3))
