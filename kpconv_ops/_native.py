@@ -16,8 +16,6 @@ from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent
 _C_TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "double": ctypes.c_double}
-# What the libraries and what the Python functions call the rows that callers give.
-_ROWS = {"indices": "nb.indices", "splits": "nb.splits", "rows": "rows of kernel_map"}
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
 
 
@@ -113,12 +111,12 @@ def on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda or _emulated is not None
 
 
-def call(name: str, device_of: Tensor, *arguments: Tensor | float | torch.dtype | None) -> None:
+def call(name: str, device_of: Tensor, *arguments: Tensor | float | torch.dtype | None, owner: str = "nb") -> None:
     """Call operator `name` of the library for the device of tensor `device_of`, on its current stream.
 
     Tensors go as pointers (contiguous, on that device), dtypes as codes, None as a null pointer.
-    Raises ValueError, with Python's names, for rows that point outside their array; otherwise, when the operator fails,
-    RuntimeError with the library's message.
+    Raises ValueError for rows that point outside their array, `owner` being what Python calls their neighbourhoods;
+    otherwise, when the operator fails, RuntimeError with the library's message.
     """
     values = [_as_c(argument, device_of.device) for argument in arguments]
     if device_of.is_cuda:
@@ -129,8 +127,10 @@ def call(name: str, device_of: Tensor, *arguments: Tensor | float | torch.dtype 
     if getattr(library, name)(*values, device, stream):
         message = library.last_error().decode()
         argument, _, expected = message.partition(" ")
-        if argument in _ROWS:
-            raise ValueError(f"{_ROWS[argument]} {expected}")
+        if argument in ("indices", "splits"):
+            raise ValueError(f"{owner}.{message}")
+        if argument == "rows":
+            raise ValueError(f"rows of kernel_map {expected}")
         raise RuntimeError(f"{name}: {message}")
 
 

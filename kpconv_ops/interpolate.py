@@ -13,12 +13,13 @@ from ._checks import (
     check_count,
     check_points,
     check_positive,
-    check_size,
     check_tensor,
 )
 from ._csr import splits_of
 from ._keys import MAX_CELLS, sort_keys
 from ._precision import accumulator
+from ._weighted_sum import weighted_sum
+from .neighbors import Neighbors
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,8 @@ class Interpolation:
     _transposed: list["Interpolation"] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
-        check_tensor("indices", self.indices, (None,), (torch.int32,))
-        check_tensor("splits", self.splits, (None,), (torch.int64,), like=self.indices)
+        Neighbors(self.indices, self.splits, self.num_supports)  # checks them
         check_tensor("weights", self.weights, (len(self.indices),), COORDINATE_DTYPES, like=self.indices)
-        if len(self.splits) < 1:
-            raise ValueError("splits must have at least one entry, got none")
-        check_size("num_supports", self.num_supports)
 
     @property
     def transposed(self) -> "Interpolation":
@@ -52,10 +49,14 @@ class Interpolation:
         Computed once.
         """
         if not self._transposed:
-            swapped = torch.ops.kpconv_ops.transpose_weighted(
-                self.indices, self.splits, self.weights, self.num_supports
-            )
-            self._transposed.append(Interpolation(*swapped, len(self.splits) - 1))
+            transpose = torch.ops.kpconv_ops.transpose
+            points, splits = transpose(self.indices, self.splits, self.num_supports, "interpolation")
+            # The weights go where the entries go: those of the points, each as a row of its own.
+            entries = torch.arange(len(self.indices) + 1, device=self.splits.device)
+            alone = entries.clamp(self.splits[0], self.splits[-1])
+            order, _ = transpose(self.indices, alone, self.num_supports, "interpolation")
+            weights = self.weights[order.long()]
+            self._transposed.append(Interpolation(points, splits, weights, len(self.splits) - 1))
         return self._transposed[0]
 
 
@@ -123,24 +124,13 @@ def interpolate(features: Tensor, interpolation: Interpolation) -> Tensor:
 
     needs_gradient = features.requires_grad and torch.is_grad_enabled()
     taken = parts(interpolation.transposed) if needs_gradient else (None, None, None)
-    return torch.ops.kpconv_ops.weighted_sum(features, *parts(interpolation), *taken)
+    return weighted_sum(features, parts(interpolation), taken, "interpolation")
 
 
 torch.library.define(
     "kpconv_ops::trilinear",
     "(Tensor points, Tensor point_offsets, Tensor coords, Tensor offsets, float voxel_size, int stride) "
     "-> (Tensor indices, Tensor splits, Tensor weights)",
-)
-torch.library.define(
-    "kpconv_ops::transpose_weighted",
-    "(Tensor indices, Tensor splits, Tensor weights, SymInt num_supports) "
-    "-> (Tensor indices, Tensor splits, Tensor weights)",
-)
-# Without weights all are 1. taken: the transposed neighbourhoods, needed for the gradient only.
-torch.library.define(
-    "kpconv_ops::weighted_sum",
-    "(Tensor features, Tensor indices, Tensor splits, Tensor? weights, Tensor? taken_indices, Tensor? taken_splits, "
-    "Tensor? taken_weights) -> Tensor",
 )
 
 
@@ -166,50 +156,3 @@ def _trilinear_fake(points, point_offsets, coords, offsets, voxel_size, stride):
     taken = torch.library.get_ctx().new_dynamic_size()
     splits = point_offsets.new_empty(points.shape[0] + 1)
     return coords.new_empty(taken, dtype=torch.int32), splits, points.new_empty(taken)
-
-
-@torch.library.impl("kpconv_ops::transpose_weighted", ("cpu", "cuda"))
-def _transpose_weighted(indices, splits, weights, num_supports):
-    if not _native.on_cuda(indices) and ((indices < 0) | (indices >= num_supports)).any():
-        raise ValueError(f"interpolation.indices must be in [0, {num_supports})")
-    points = torch.arange(len(splits) - 1, dtype=torch.int32, device=indices.device)
-    points = points.repeat_interleave(splits.diff(), output_size=len(indices))
-    keys, order = sort_keys(indices.long(), num_supports)
-    bounds = torch.searchsorted(keys, torch.arange(num_supports + 1, device=keys.device))
-    return points[order], bounds, weights[order]
-
-
-@torch.library.register_fake("kpconv_ops::transpose_weighted")
-def _transpose_weighted_fake(indices, splits, weights, num_supports):
-    return torch.empty_like(indices), splits.new_empty(num_supports + 1), torch.empty_like(weights)
-
-
-@torch.library.impl("kpconv_ops::weighted_sum", ("cpu", "cuda"))
-def _weighted_sum(features, indices, splits, weights, _indices, _splits, _weights):
-    features, indices, splits = features.contiguous(), indices.contiguous(), splits.contiguous()
-    weights = None if weights is None else weights.contiguous()
-    out = features.new_empty(len(splits) - 1, features.shape[1])
-    among = features, *features.shape, indices, len(indices), splits, weights
-    try:
-        _native.call("kp_weighted_sum", features, features.dtype, *among, len(out), out)
-    except ValueError as error:  # it speaks of the neighbourhoods that pooling takes
-        raise error if weights is None else ValueError(str(error).replace("nb.", "interpolation.")) from None
-    return out
-
-
-@torch.library.register_fake("kpconv_ops::weighted_sum")
-def _weighted_sum_fake(features, indices, splits, weights, _indices, _splits, _weights):
-    return features.new_empty(splits.shape[0] - 1, features.shape[1])
-
-
-def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[1:])
-
-
-# The gradient is the same sum with the roles swapped.
-def _backward(ctx, grad):
-    tensors = ctx.saved_tensors
-    return torch.ops.kpconv_ops.weighted_sum(grad, *tensors[3:], *tensors[:3]), *[None] * 6
-
-
-torch.library.register_autograd("kpconv_ops::weighted_sum", _backward, setup_context=_setup)

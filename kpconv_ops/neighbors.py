@@ -41,7 +41,7 @@ class Neighbors:
         Computed once.
         """
         if not self._transposed:  # not functools.cached_property: torch.compile cannot trace its lock
-            swapped = torch.ops.kpconv_ops.transpose(self.indices, self.splits, self.num_supports)
+            swapped = torch.ops.kpconv_ops.transpose(self.indices, self.splits, self.num_supports, "nb")
             self._transposed.append(Neighbors(*swapped, len(self.splits) - 1))
         return self._transposed[0]
 
@@ -137,8 +137,10 @@ torch.library.define(
 )
 
 
+# owner: what an error calls the neighbourhoods.
 torch.library.define(
-    "kpconv_ops::transpose", "(Tensor indices, Tensor splits, SymInt num_supports) -> (Tensor indices, Tensor splits)"
+    "kpconv_ops::transpose",
+    "(Tensor indices, Tensor splits, SymInt num_supports, str owner) -> (Tensor indices, Tensor splits)",
 )
 
 
@@ -201,13 +203,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.library.impl("kpconv_ops::transpose", ("cpu", "cuda"))
-def _transpose(indices, splits, num_supports):
+def _transpose(indices, splits, num_supports, owner):
     indices, splits = indices.contiguous(), splits.contiguous()
     # Counting sort. On the CPU every task counts its own share, and knows where its pairs go from the counts of all.
     tasks = 1 if _native.on_cuda(indices) else min(max(len(indices) // (4 * num_supports + 4096), 1), 8)
     pairs = indices, len(indices), splits, len(splits) - 1, num_supports, tasks
     counts = indices.new_zeros(tasks, num_supports)
-    _native.call("kp_transpose_count", indices, *pairs, counts)
+    _native.call("kp_transpose_count", indices, *pairs, counts, owner=owner)
     places = counts.cumsum(0)  # ends of the tasks within a support
     bounds = splits_of(places[-1])
     places += bounds[:-1] - counts
@@ -217,5 +219,5 @@ def _transpose(indices, splits, num_supports):
 
 
 @torch.library.register_fake("kpconv_ops::transpose")
-def _transpose_fake(indices, splits, num_supports):
+def _transpose_fake(indices, splits, num_supports, owner):
     return torch.empty_like(indices), splits.new_empty(num_supports + 1)

@@ -7,6 +7,7 @@ from . import _native
 from ._checks import FEATURE_DTYPES, check_tensor
 from ._once import differentiable_once
 from ._precision import accumulator
+from ._weighted_sum import weighted_sum
 from .neighbors import Neighbors, check_neighbors, gradient_gather
 
 
@@ -14,8 +15,8 @@ def max_pool(features: Tensor, nb: Neighbors) -> Tensor:
     """Maximum of the features over each neighbourhood, channel by channel.
 
     A query without neighbours gets zeros; a NaN in a neighbourhood gives NaN. The gradient goes to the neighbour that
-    the maximum comes from, the first one of `nb` in a tie. It can be differentiated once. The result
-    is the same on every run and for any number of threads.
+    the maximum comes from, the first one of `nb` in a tie. It can be differentiated once. The result is the same on
+    every run and for any number of threads.
 
     Args:
         features: `[N, C]` of the supports; float32, float64, float16 or bfloat16.
@@ -54,7 +55,7 @@ def mean_pool(features: Tensor, nb: Neighbors) -> Tensor:
     check_neighbors(nb, len(features), like=features)
     seen_by = gradient_gather(nb, features)
     wide = features.to(accumulator(features.dtype))  # a sum of half precision numbers may be too large for them
-    sums = torch.ops.kpconv_ops.weighted_sum(wide, nb.indices, nb.splits, None, *seen_by, None)
+    sums = weighted_sum(wide, (nb.indices, nb.splits, None), (*seen_by, None), "nb")
     return (sums / nb.splits.diff().clamp(min=1)[:, None]).to(features.dtype)
 
 

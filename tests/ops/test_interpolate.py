@@ -142,8 +142,7 @@ def test_gradcheck_and_opcheck(device):
     torch.library.opcheck(torch.ops.kpconv_ops.trilinear, (*args, SIZE, 1))
     parts = interpolation.indices, interpolation.splits, interpolation.weights
     taken = interpolation.transposed
-    torch.library.opcheck(torch.ops.kpconv_ops.transpose_weighted, (*parts, len(args[2])))
-    everything = features, *parts, taken.indices, taken.splits, taken.weights
+    everything = features, *parts, taken.indices, taken.splits, taken.weights, "interpolation"
     torch.library.opcheck(torch.ops.kpconv_ops.weighted_sum, everything)
 
 
@@ -158,6 +157,26 @@ def test_is_transposed_once(device):
         rows = torch.arange(len(each.splits) - 1, device=device).repeat_interleave(each.splits.diff())
         pairs.append(list(zip(rows.tolist(), each.indices.tolist(), each.weights.tolist(), strict=True)))
     assert len(pairs[0]) > 50 and pairs[1] == sorted((b, a, weight) for a, b, weight in pairs[0])
+
+
+@pytest.mark.parametrize("splits", [[0, 1, 2], [2, 3, 4], [1, 2, 2, 3]])
+def test_entries_of_no_point_do_not_count(splits):
+    """Entries before the first and after the last point are in no value and in no gradient."""
+    indices, weights = torch.tensor([0, 1, 2, 0], dtype=torch.int32), torch.tensor([2.0, 3, 5, 7])
+    interpolation = Interpolation(indices, torch.tensor(splits), weights, 3)
+    results = with_gradient(interpolate, draw(3, 2), interpolation)
+    used = slice(splits[0], splits[-1])
+    alone = Interpolation(indices[used], torch.tensor(splits) - splits[0], weights[used], 3)
+    for result, expected in zip(results, with_gradient(reference.interpolate, draw(3, 2), alone), strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+def test_a_support_taken_twice_keeps_both_weights(device):
+    """Also where a point names it twice: in the transposed, the weights come in the order of the entries."""
+    indices, weights = torch.tensor([1, 0, 1, 1], dtype=torch.int32), torch.tensor([2.0, 3, 5, 7])
+    interpolation = Interpolation(*on(device, indices, torch.tensor([0, 3, 4]), weights), 2)
+    assert interpolation.transposed.indices.tolist() == [0, 0, 0, 1]
+    assert interpolation.transposed.weights.tolist() == [3.0, 2, 5, 7]
 
 
 def test_compiles_without_graph_breaks():
@@ -233,8 +252,6 @@ def test_bad_arguments_are_named():
     features = draw(len(coords), 2)
     nan = points.clone()
     nan[3, 1] = torch.nan
-    beyond = Interpolation(good.indices + len(coords), good.splits, good.weights, len(coords))
-    falling = Interpolation(good.indices, good.splits - 1, good.weights, len(coords))
     for function, bad, error, message in (
         (trilinear, (points.long(), *args[1:], SIZE), TypeError, "points must be float32 or float64, got int64"),
         (trilinear, (nan, *args[1:], SIZE), ValueError, "points must be finite"),
@@ -248,13 +265,27 @@ def test_bad_arguments_are_named():
         (interpolate, (features, None), TypeError, "interpolation must be an Interpolation, got NoneType"),
         (interpolate, (features[1:], good), ValueError, r"interpolation must be of \d+ features, got one of \d+"),
         (interpolate, (features.to("meta"), good), ValueError, "interpolation must be on meta, got cpu"),
-        (interpolate, (features, beyond), ValueError, r"interpolation.indices must be in \[0, \d+\)"),
-        (interpolate, (features, falling), ValueError, r"interpolation.splits must rise within \[0, \d+\]"),
     ):
         with pytest.raises(error, match=f"^{message}"):
             function(*bad)
-    with pytest.raises(ValueError, match=r"^interpolation.indices must be in \[0, \d+\)$"):
-        _ = beyond.transposed
+
+
+@pytest.mark.parametrize(
+    ("indices", "splits", "message"),
+    [
+        ([0, 3, 0, 1], [0, 2, 4], r"interpolation.indices must be in \[0, 3\)"),
+        ([0, -1, 0, 1], [0, 2, 4], r"interpolation.indices must be in \[0, 3\)"),
+        ([0, 1, 2, 0], [-1, 2, 4], r"interpolation.splits must rise within \[0, 4\]"),
+        ([0, 1, 2, 0], [0, 3, 1, 4], r"interpolation.splits must rise within \[0, 4\]"),
+        ([0, 1, 2, 0], [0, 1, 9], r"interpolation.splits must rise within \[0, 4\]"),
+    ],
+)
+@pytest.mark.parametrize("use", [interpolate, lambda _, interpolation: interpolation.transposed])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_wrong_entries_are_an_error_on_the_cpu(indices, splits, message, use, needs_gradient):
+    interpolation = Interpolation(torch.tensor(indices, dtype=torch.int32), torch.tensor(splits), torch.ones(4), 3)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        use(draw(3, 2).requires_grad_(needs_gradient), interpolation)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_gradcheck_and_opcheck(device):
     assert torch.autograd.gradgradcheck(lambda f: mean_pool(f, nb), features)
     args = features, nb.indices, nb.splits, nb.transposed.indices, nb.transposed.splits
     torch.library.opcheck(torch.ops.kpconv_ops.max_pool, args)
-    args = features, nb.indices, nb.splits, None, nb.transposed.indices, nb.transposed.splits, None
+    args = features, nb.indices, nb.splits, None, nb.transposed.indices, nb.transposed.splits, None, "nb"
     torch.library.opcheck(torch.ops.kpconv_ops.weighted_sum, args)
 
 

@@ -97,7 +97,7 @@ def test_operators_are_registered_properly():
     taken = Upsampling(rows, 8).transposed
     torch.library.opcheck(torch.ops.kpconv_ops.upsample, (features.requires_grad_(), rows, taken.indices, taken.splits))
     torch.library.opcheck(torch.ops.kpconv_ops.segment_sum, (grad.requires_grad_(), taken.indices, taken.splits, rows))
-    torch.library.opcheck(torch.ops.kpconv_ops.transpose, (rows.int(), torch.arange(31), 8))
+    torch.library.opcheck(torch.ops.kpconv_ops.transpose, (rows.int(), torch.arange(31), 8, "nb"))
 
 
 def test_compiles_to_one_graph():
