@@ -346,6 +346,58 @@ def test_unknown_engine():
         build_engine("torchsparse")
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "dilation", "error", "message"),
+    [
+        (0, 1, ValueError, "kernel_size must be at least 1"),
+        ((3, 0, 3), 1, ValueError, "kernel_size must be at least 1"),
+        ((3, 3), 1, ValueError, "kernel_size must be a size or three"),
+        (2.5, 1, TypeError, "kernel_size must be an integer"),
+        (3, 0, ValueError, "dilation must be at least 1"),
+        (3, 1.5, TypeError, "dilation must be an integer"),
+    ],
+)
+def test_kernels_there_are_not(engine, device, kernel_size, dilation, error, message):
+    grid = engine.quantize(*random_points(device=device), 1.0)[0]
+    with pytest.raises(error, match=message):
+        engine.kernel_map(grid, grid, kernel_size, dilation)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (0,)], ids=str)
+def test_arguments_that_do_not_fit(engine, device, lengths):
+    """Every engine refuses features and kernels of other shapes or dtypes than the map's and one another's, before its
+    library reads outside of them; with no voxel too."""
+    grid = engine.quantize(*random_points(lengths, device=device), 1.0)[0]
+    coarse = engine.downsample(grid)
+    kernel_map = engine.kernel_map(grid, coarse, 3)
+    kernel = random_kernel(27, 3, 4, device=device)
+    for operator, rows in ((engine.conv, len(grid.coords)), (engine.conv_transposed, len(coarse.coords))):
+        features = random_features(rows, 3, device=device)
+        assert operator(features, kernel, kernel_map).shape[1] == 4
+        for x, w in (
+            (features, kernel[:8]),
+            (features, kernel[0]),
+            (features, kernel[:, :2]),
+            (random_features(rows + 1, 3, device=device), kernel),
+            (features[:, 0], kernel),
+        ):
+            with pytest.raises(ValueError, match="must have shape"):
+                operator(x, w, kernel_map)
+        for x, w in ((features, kernel.float()), (features.float(), kernel), (features.long(), kernel.long())):
+            with pytest.raises(TypeError, match="must be .*float"):
+                operator(x, w, kernel_map)
+        with pytest.raises(TypeError, match="must be a tensor, got list"):
+            operator(features, [1.0], kernel_map)
+    for features in (random_features(len(grid.coords) + 1, 3, device=device), torch.ones(len(grid.coords))):
+        with pytest.raises(ValueError, match="shape|rows|supports"):
+            engine.pool(features, kernel_map, "max")
+    features = random_features(len(grid.coords), 3, device=device)
+    with pytest.raises(TypeError, match="features must be .*float"):
+        engine.pool(features.long(), kernel_map, "mean")
+    with pytest.raises(ValueError, match="mode must be one of max, mean, got 'sum'"):
+        engine.pool(features, kernel_map, "sum")
+
+
 def test_voxels_too_small_to_number(engine, device):
     """Voxels so small that 64 bits (or the engine's 32) do not number them are an error that names `voxel_size`."""
     points, offsets = random_points(device=device)

@@ -42,6 +42,10 @@ class SparseEngine(ABC):
     counted in voxels of the source grid, times the dilation: centred for odd kernel sizes, from 0 on for even ones.
 
     Coordinates are the same for every engine: rows packed by sample, and in a sample sorted.
+
+    Every engine refuses the same arguments: its operators raise a TypeError for a wrong type or dtype, and a ValueError
+    for a wrong shape or device; features must have the rows of the map's source (of its target for `conv_transposed`),
+    a kernel its taps and the features' channels and, outside autocast, their dtype.
     """
 
     package: str | None = None  # what must be installed, by the name it is imported under
@@ -74,6 +78,10 @@ class SparseEngine(ABC):
             target: grid of its results, from the same `quantize`.
             kernel_size: taps along every axis, or along (x, y, z).
             dilation: step between taps, in voxels of the source grid.
+
+        Raises:
+            TypeError: a kernel size or dilation that is not an integer.
+            ValueError: a kernel size or dilation below 1, a number of kernel sizes other than three.
         """
 
     @abstractmethod
@@ -86,7 +94,11 @@ class SparseEngine(ABC):
 
     @abstractmethod
     def pool(self, features: Tensor, kernel_map: Any, mode: Literal["max", "mean"]) -> Tensor:
-        """Maximum or mean over the occupied taps, `[V_source, C]` to `[V_target, C]`; zeros where there is none."""
+        """Maximum or mean over the occupied taps, `[V_source, C]` to `[V_target, C]`; zeros where there is none.
+
+        Raises:
+            ValueError: another mode.
+        """
 
     def average(self, features: Tensor, inverse: Tensor, grid: VoxelGrid) -> Tensor:
         """Mean of the `[N, C]` point features in every voxel: `[V, C]`."""

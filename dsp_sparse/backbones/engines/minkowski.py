@@ -5,6 +5,7 @@ import collections.abc
 import functools
 import importlib
 import itertools
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kpconv_ops._checks import FEATURE_DTYPES, check_choice, check_count, check_tensor
+from kpconv_ops._precision import autocast
+from kpconv_ops.kernel_maps import check_kernel_size
 
 from ...errors import UserError
 from .base import SparseEngine, VoxelGrid
@@ -143,8 +148,8 @@ class MinkowskiAdapter(SparseEngine):
     ) -> MinkowskiMap:
         if source.manager is not target.manager:
             raise ValueError("source and target must come from the same quantize")
-        sizes = [kernel_size] * 3 if isinstance(kernel_size, int) else list(kernel_size)
-        kernel_map = MinkowskiMap(source, target, sizes, [dilation] * 3)
+        check_count("dilation", dilation * source.stride)
+        kernel_map = MinkowskiMap(source, target, check_kernel_size(kernel_size), [dilation] * 3)
         find_pairs(kernel_map)  # now, not in the first convolution: a transposed one alone would find others
         return kernel_map
 
@@ -160,6 +165,8 @@ class MinkowskiAdapter(SparseEngine):
 
     @torch.compiler.disable
     def pool(self, features: Tensor, kernel_map: MinkowskiMap, mode: Literal["max", "mean"]) -> Tensor:
+        check_features(features, kernel_map.source)
+        check_choice("mode", mode, ("max", "mean"))
         # MinkowskiEngine writes outside of its memory for a target voxel with nothing to pool.
         target, rows = kernel_map.reached
         if kernel_map.source.key is None or target.key is None:
@@ -190,13 +197,13 @@ def convolve(
     target: MinkowskiGrid,
 ) -> Tensor:
     """Apply a convolution of MinkowskiEngine from one grid to the other."""
+    check_features(features, source)
+    features, kernel = autocast(features, kernel)
+    shape = (math.prod(kernel_map.kernel_size), features.shape[1], None)
+    check_tensor("kernel", kernel, shape, (features.dtype,), like=features)
     if source.key is None or target.key is None:
         # No pair, but a result of the right type with a gradient (of zeros) for both arguments.
         return F.pad(features[:0] @ kernel[0], (0, 0, 0, len(target.coords)))
-    dtype = features.dtype
-    kind = features.device.type
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
     with on_device(features):
         out = function.apply(
             source.send(widened(features)),
@@ -207,7 +214,12 @@ def convolve(
             target.key,
             source.manager,
         )
-    return target.fetch(out).to(dtype)
+    return target.fetch(out).to(features.dtype)
+
+
+def check_features(features: Tensor, source: MinkowskiGrid) -> None:
+    """MinkowskiEngine reads outside of its memory where features are not one row a voxel."""
+    check_tensor("features", features, (len(source.coords), None), FEATURE_DTYPES, like=source.coords)
 
 
 def find_pairs(kernel_map: MinkowskiMap) -> dict[int, Tensor]:

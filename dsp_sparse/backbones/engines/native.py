@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from kpconv_ops import KernelMap, kernel_map, max_pool, mean_pool, sparse_conv
+from kpconv_ops._checks import check_choice
 
 from .base import SparseEngine, VoxelGrid
 
@@ -26,5 +27,6 @@ class NativeEngine(SparseEngine):
         return sparse_conv(features, kernel, kernel_map.transposed)
 
     def pool(self, features: Tensor, kernel_map: KernelMap, mode: Literal["max", "mean"]) -> Tensor:
+        check_choice("mode", mode, ("max", "mean"))
         pool = max_pool if mode == "max" else mean_pool
         return pool(features, kernel_map.neighbors)
