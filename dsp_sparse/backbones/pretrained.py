@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..tensor_files import read_tensors, unpack
 from .base import TapBackbone
 from .kpfcnn import KPFCNN
 from .minkunet import MinkUNet
@@ -18,6 +19,8 @@ from .minkunet_config import LAYERS, PLANES, STAGES
 
 Weights = Mapping[str, Tensor]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
 LAST_LAYER = {KPFCNN: "head.2.", MinkUNet: "final."}
 # Names inside the blocks of KPConv-PyTorch's KPFCNN, and ours, to be replaced in this order.
 KPCONV_NAMES = {
@@ -40,20 +43,21 @@ KPCONV_HEAD = {
 def load_pretrained(net: TapBackbone, source: str | os.PathLike | Weights, head: bool | None = True) -> None:
     """Load weights into a network of the same architecture, all of them, or none after an error.
 
-    Taken are: our own (`model.pt`, a run folder, a state dict); for KPFCNN those of KPConv-PyTorch, rigid or
-    deformable, which pools as those networks did with `padded_pools`; for MinkUNet those of MinkowskiEngine's MinkUNet
-    and Res16UNet. State dicts may stand under `state_dict` or `model_state_dict`, their names behind `module.` or
-    `model.`.
+    Taken are: our own (`model.pt`, a run folder, the checkpoint of a training, a state dict); for KPFCNN those of
+    KPConv-PyTorch, rigid or deformable, which pools as those networks did with `padded_pools`; for MinkUNet those of
+    MinkowskiEngine's MinkUNet and Res16UNet. State dicts may stand under `state_dict` or `model_state_dict`, their
+    names behind `module.` or `model.`. They hold dense tensors of finite floats, and integers that count the batches of
+    batch norms.
 
     Args:
         net: the network; its settings must be those of the weights.
         source: a file, which is read without running code from it, or its content.
-        head: whether the last layer is loaded; without it, the network may have other classes. None: if the number of
-            classes is the same.
+        head: whether the last layer is loaded. False: the network keeps its own, and may have other classes. None: it
+            is loaded if it fits; the network keeps its own if the number of classes differs or the file has none.
 
     Raises:
-        UserError: no readable file of weights, or weights of another architecture; the message names the settings that
-            differ, as far as they can be told, and the first names or shapes that do not match.
+        UserError: no readable file of weights, an entry that is none, or weights of another architecture; the message
+            names the settings that differ, as far as they can be told, and the first names or shapes that do not match.
     """
     given, place = _read(source)
     if isinstance(net, KPFCNN) and any(name.startswith("encoder_blocks.") for name in given):
@@ -63,12 +67,14 @@ def load_pretrained(net: TapBackbone, source: str | os.PathLike | Weights, head:
                 f"{place}: a network of KPConv-PyTorch, which max-pools with a zero: padded_pools=True does so, too",
                 stacklevel=2,
             )
+    if isinstance(net, MinkUNet):
+        given = squeeze_taps(given)
     expected, last = net.state_dict(), LAST_LAYER.get(type(net))
     if last and head is not True:
-        same = all(given[n].shape == v.shape for n, v in expected.items() if n.startswith(last) and n in given)
-        if head is False or not same:
-            given = {n: v for n, v in given.items() if not n.startswith(last)}
-            given |= {n: v for n, v in expected.items() if n.startswith(last)}
+        own = {name: value for name, value in expected.items() if name.startswith(last)}
+        fits = all(name in given and given[name].shape == value.shape for name, value in own.items())
+        if head is False or not fits:
+            given = {name: value for name, value in given.items() if not name.startswith(last)} | own
     if misfits := _misfits(given, expected):
         reasons = [*_settings_that_differ(net, given, expected), *misfits]
         raise UserError(
@@ -110,35 +116,65 @@ def rename_kpconv(weights: Weights) -> dict[str, Tensor]:
     return renamed
 
 
+def squeeze_taps(weights: Weights) -> dict[str, Tensor]:
+    """A state dict of a MinkUNet whose kernels of size 1 are `[Cin, Cout]`, also where they are `[1, Cin, Cout]`."""
+    return {
+        name: value[0] if name.endswith(".kernel") and value.ndim == 3 and len(value) == 1 else value
+        for name, value in weights.items()
+    }
+
+
 def _numbers(weights: Weights, pattern: str) -> list[int]:
     """The numbers that the pattern finds at the start of the names, ascending."""
     return sorted({int(found[1]) for name in weights if (found := re.match(pattern, name))})
 
 
 def _read(source: str | os.PathLike | Weights) -> tuple[dict[str, Tensor], str]:
-    """The state dict in `source`, without prefixes, and what to call the source in messages."""
+    """The state dict in `source`, checked and without prefixes, and what to call the source in messages."""
     if isinstance(source, Mapping):
         content, place = source, "state dict"
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source, "model.pt") if os.path.isdir(source) else Path(source)
+        content, place = read_tensors(path), str(path)
     else:
-        path = Path(source)
-        path, place = (path / "model.pt" if path.is_dir() else path), str(source)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises whatever the broken bytes lead it to
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(f"{place}: not a readable file of weights ({reason})") from None
+        raise UserError(f"source must be a file or a state dict, got {type(source).__name__}")
     weights = content
     if isinstance(content, Mapping) and str(content.get("format", "")).startswith("dsp-sparse "):
-        weights = content["content"].get("net")
+        weights = unpack(content, place, "model", "training").get("net")
     elif isinstance(content, Mapping):
         weights = next((content[key] for key in ("model_state_dict", "state_dict") if key in content), content)
-    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content)
-        raise UserError(f"{place}: holds no state dict of a network, but {found}")
+    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{place}: holds no state dict of a network, but {_outline(content)}")
+    for name, value in weights.items():
+        if fault := _fault(name, value):
+            raise UserError(f"{place}: {name!r} is {fault}; a state dict holds dense tensors of finite floats by name")
     for prefix in ("module.", "model."):
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return dict(weights), place
+
+
+def _outline(content: Any) -> str:
+    """What a file holds, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    return f"the keys {', '.join(map(str, list(content)[:5]))}" if content else "nothing"
+
+
+def _fault(name: Any, value: Any) -> str | None:
+    """What keeps an entry from being copied into a network as it is; None if nothing does."""
+    if not isinstance(name, str):
+        return f"a name of type {type(name).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_nested:
+        return "not dense"
+    if value.is_meta:
+        return "without values, on the meta device"
+    if value.dtype not in (FLOATS + INTEGERS if name.endswith("num_batches_tracked") else FLOATS):
+        return f"of {value.dtype}"
+    # In float32, which networks have: a large float64 becomes infinite on its way into them.
+    return None if value.float().isfinite().all() else "not finite"
 
 
 def _misfits(given: Weights, expected: Weights) -> list[str]:
@@ -162,8 +198,17 @@ def _settings_that_differ(net: TapBackbone, given: Weights, expected: Weights) -
     """The settings that would make the network fit, as `in_channels 5, not 4`."""
     settings = {KPFCNN: _kpfcnn_settings, MinkUNet: _minkunet_settings}.get(type(net), lambda _: {})
     theirs, ours = settings(given), settings(expected)
-    known = {name: value for name, value in theirs.items() if value is not None}
-    differing = [f"{name} {value}, not {ours[name]}" for name, value in known.items() if value != ours[name]]
+    variants = [side.get("variant") for side in (theirs, ours)]
+    silent = {"planes", "layers"} if all(variants) else {"variant"}  # one of them tells the other
+
+    def shown(side: dict[str, Any], name: str) -> str:
+        return f"those of {side['variant']}" if name in ("planes", "layers") and side["variant"] else str(side[name])
+
+    differing = [
+        f"{name} {shown(theirs, name)}, not {shown(ours, name)}"
+        for name, value in theirs.items()
+        if name not in silent and value is not None and value != ours[name]
+    ]
     if differing and differing[-1].startswith("num_classes"):
         differing[-1] += " (head=False keeps the network's last layer)"
     return differing
@@ -176,17 +221,16 @@ def _kpfcnn_settings(weights: Weights) -> dict[str, Any]:
         if found := re.match(r"encoder\.(\d+)\.blocks\.(\d+)\.", name):
             level, block = int(found[1]), int(found[2])
             counts[level] = max(counts.get(level, 0), block + 1)
-    deformable = {n: len(v) for n, v in weights.items() if n.endswith(".offset_bias")}
-    points = _size(weights, stem, 0)
+    offsets = {_size(weights, name, 0) for name in weights if name.endswith(".offset_bias")}
+    points, half_width = _size(weights, stem, 0), _size(weights, stem, 2)
+    deformable = _numbers(weights, r"encoder\.(\d+)\.blocks\..*\.offset_bias$")
     return {
         "in_channels": _size(weights, stem, 1),
-        "first_width": 2 * _size(weights, stem, 2) if stem in weights else None,
+        "first_width": 2 * half_width if half_width else None,
         "blocks": tuple(counts[level] for level in sorted(counts)) or None,
         "num_kernel_points": points,
-        "deformable_levels": tuple(sorted({int(n.split(".")[1]) for n in deformable if ".blocks." in n}))
-        if counts
-        else None,
-        "modulated": 4 * points in deformable.values() if points and deformable else None,
+        "deformable_levels": tuple(deformable) if counts else None,
+        "modulated": 4 * points in offsets if points and offsets else None,
         "num_classes": _size(weights, "head.2.weight", 0),
     }
 
@@ -207,8 +251,8 @@ def _minkunet_settings(weights: Weights) -> dict[str, Any]:
         "in_channels": _size(weights, "conv0p1s1.kernel", 1),
         "stem_kernel": round(taps ** (1 / 3)) if taps else None,
         "variant": variants[0] if variants else None,
-        "planes": None if variants or None in planes else planes,
-        "layers": None if variants or 0 in layers else layers,
+        "planes": None if None in planes else planes,
+        "layers": None if 0 in layers else layers,
         "num_classes": _size(weights, "final.kernel", 1),
     }
 

@@ -13,6 +13,7 @@ from ..backbones.base import TapBackbone
 from ..errors import UserError
 from ..files import atomic_path
 from ..reallocation import CSFR, ISFR, MODULES
+from ..tensor_files import read_tensors, unpack
 
 
 @dataclass(kw_only=True)
@@ -126,12 +127,4 @@ def _save(path: Path, kind: str, content: dict) -> None:
 
 
 def _load(path: Path, kind: str) -> dict:
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-        found = file["format"]
-    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a readable dsp-sparse {kind} file ({reason})") from None
-    if found != f"dsp-sparse {kind} 1":
-        raise UserError(f"{path}: holds {found!r}, expected 'dsp-sparse {kind} 1'")
-    return file["content"]
+    return unpack(read_tensors(path, f"dsp-sparse {kind} file"), path, kind)

@@ -76,8 +76,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.pt: not a readable dsp-sparse model file"):
         load_model(tmp_path)
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match=r"list\.pt: not a readable"):
+    with pytest.raises(UserError, match=r"list\.pt: holds 'list', expected 'dsp-sparse model 1'"):
         load_model(tmp_path / "list.pt")
+    torch.save({"format": "dsp-sparse model 1"}, tmp_path / "header.pt")
+    with pytest.raises(UserError, match=r"header\.pt: its content must be a mapping, got NoneType"):
+        load_model(tmp_path / "header.pt")
 
 
 def test_no_code_runs_from_a_file(tmp_path):

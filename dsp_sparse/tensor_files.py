@@ -1,0 +1,33 @@
+"""Reading files of torch without running code from them. Our own say in a header what they hold."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+
+def read_tensors(path: Path, what: str = "file of weights") -> Any:
+    """The content of a file of torch, on the CPU. UserError, naming the file as `what`: not readable without code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message advises to run the code
+        reason = "no file of torch, or one that holds more than tensors: save only its `state_dict` again"
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    raise UserError(f"{path}: not a readable {what} ({reason})")
+
+
+def unpack(file: Any, place: str | Path, *kinds: str) -> Mapping[str, Any]:
+    """What stands behind the header of a file of ours. UserError: a file of another kind, version or form."""
+    formats = [f"dsp-sparse {kind} 1" for kind in kinds]
+    found = file.get("format") if isinstance(file, Mapping) else type(file).__name__
+    if found not in formats:
+        raise UserError(f"{place}: holds {found!r}, expected {' or '.join(map(repr, formats))}")
+    content = file.get("content")
+    if not isinstance(content, Mapping):
+        raise UserError(f"{place}: its content must be a mapping, got {type(content).__name__}")
+    return content
