@@ -77,13 +77,17 @@ template <class A>
 KP_WIDE_BODY void pack_weights(const Convolution<A>& c, int64_t tap, int64_t first, int64_t width, int64_t stride,
                                A* __restrict panel) {
   const A* weights = c.weights + tap * c.in_channels * c.out_channels;
-  for (int64_t i = 0; i < c.in_channels; i++) {
-    A* __restrict row = panel + i * stride;
+  constexpr int64_t block = lanes<A>;  // input channels: what they read of transposed weights is whole cache lines
+  for (int64_t begin = 0; begin < c.in_channels; begin += block) {
+    const int64_t size = std::min(block, c.in_channels - begin);
+    A* __restrict to = panel + begin * stride;
     if (c.transposed)
-      for (int64_t o = 0; o < width; o++) row[o] = weights[(first + o) * c.in_channels + i];
+      for (int64_t o = 0; o < width; o++)
+        for (int64_t i = 0; i < size; i++) to[i * stride + o] = weights[(first + o) * c.in_channels + begin + i];
     else
-      for (int64_t o = 0; o < width; o++) row[o] = weights[i * c.out_channels + first + o];
-    std::fill(row + width, row + stride, A(0));
+      for (int64_t i = 0; i < size; i++)
+        for (int64_t o = 0; o < width; o++) to[i * stride + o] = weights[(begin + i) * c.out_channels + first + o];
+    for (int64_t i = 0; i < size; i++) std::fill(to + i * stride + width, to + (i + 1) * stride, A(0));
   }
 }
 
@@ -97,7 +101,7 @@ KP_WIDE_BODY void convolve_block(const Convolution<A>& c, int64_t begin, int64_t
   std::fill_n(sums, rows * stride, A(0));
   Reads& reads = buffers.reads;
   for (int64_t tap = 0; tap < c.table.taps; tap++) {
-    reads.find(c.table, tap, begin, end, tile);
+    reads.find(c.table, tap, begin, end, 2 * tile);
     if (!reads.count) continue;
     pack_weights(c, tap, first, width, stride, panel);
     for (int64_t t = 0; t < tile; t++) {  // what fills up the last tile goes to a row of its own
@@ -110,6 +114,7 @@ KP_WIDE_BODY void convolve_block(const Convolution<A>& c, int64_t begin, int64_t
       for (int64_t t = 0; t < tile; t++) {
         in[t] = c.features + reads.in[n + t] * c.in_channels;
         out[t] = sums + reads.out[n + t] * stride;
+        __builtin_prefetch(c.features + reads.in[n + tile + t] * c.in_channels);  // of the next tile
       }
       add_products<L, V>(in, panel, c.in_channels, out);
     }
@@ -138,14 +143,14 @@ struct WeightGradient {
   int64_t out_channels;
   A* out;  // [taps, in_channels, out_channels]
 
-  static constexpr int64_t block = 512;  // outputs; it decides the order of summation
-  static constexpr int64_t chunk = 64;   // pairs whose gradients stay in the first cache
+  static constexpr int64_t block = 1024;  // outputs; it decides the order of summation
+  static constexpr int64_t chunk = 96;    // pairs whose gradients stay in the first cache
 };
 
 template <class A>
 struct WeightBuffers {
   Reads reads;
-  Lines<A> features, gradients;
+  Lines<A> gradients;
 };
 
 // `width` values of some rows, `stride` apart, filled up with zeros.
@@ -164,18 +169,15 @@ KP_WIDE_BODY void pack_rows(const A* all, int64_t row_size, const int32_t* rows,
 template <class L, class A>
 KP_WIDE_BODY void add_weight_gradient(const WeightGradient<A>& w, int64_t tap, int64_t first, int64_t last,
                                       int64_t begin, int64_t end, WeightBuffers<A>& buffers) {
-  constexpr int64_t tile = L::rows;
-  // An odd number of cache lines: then the same places of different rows do not displace each other from the cache.
-  const int64_t stride = (((last - first + tile - 1) / tile * tile + lanes<A> - 1) / lanes<A> | 1) * lanes<A>;
   const Panels<L, A> panels(w.out_channels);
   Reads& reads = buffers.reads;
   reads.find(w.table, tap, begin, end, 0);
   const int64_t chunks = (reads.count + w.chunk - 1) / w.chunk;
-  A* features = buffers.features.reserve(w.chunk * stride);
+  const A* features[WeightGradient<A>::chunk];
   A* gradients = buffers.gradients.reserve(w.chunk * panels.vectors * L::template lanes<A>);
   for (int64_t n = 0; n < chunks; n++) {
     const int64_t start = reads.count * n / chunks, count = reads.count * (n + 1) / chunks - start;
-    pack_rows(w.features + first, w.in_channels, reads.in.data() + start, count, last - first, stride, features);
+    for (int64_t p = 0; p < count; p++) features[p] = w.features + reads.in[start + p] * w.in_channels;
     for (int64_t panel = 0; panel < panels.count; panel++)
       with_vectors<L>(panels.vectors, [&](auto vectors) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
@@ -183,8 +185,8 @@ KP_WIDE_BODY void add_weight_gradient(const WeightGradient<A>& w, int64_t tap, i
         const int64_t column = panels.first(panel), width = std::min(whole, w.out_channels - column);
         pack_rows(w.gradient + begin * w.out_channels + column, w.out_channels, reads.out.data() + start, count, width,
                   whole, gradients);
-        for (int64_t c = first; c < last; c += tile)
-          add_outer_products<L, V>(features + c - first, stride, gradients, count, last - c, width,
+        for (int64_t c = first; c < last; c += L::rows)
+          add_outer_products<L, V>(features, c, last - c, gradients, count, width,
                                    w.out + (tap * w.in_channels + c) * w.out_channels + column, w.out_channels);
       });
   }

@@ -123,21 +123,23 @@ KP_WIDE_BODY void add_products(const A* const* in, const A* panel, int64_t depth
     for (int v = 0; v < V; v++) Vectors::at(out[r] + v * lanes) = sums[r][v];
 }
 
-// The sum over `depth` rows of the outer products of L::rows values of `in`, whose rows are `stride` apart, with V
-// vectors of `panel`; `width` columns of its first `height` rows are added to `out`, whose rows are `out_stride` apart.
+// The sum over `depth` rows of the outer products of `height` values of in[k] from `first` on, L::rows at most, with V
+// vectors of `panel`; `width` of its columns are added to `out`, whose rows are `out_stride` apart.
 template <class L, int V, class A>
-KP_WIDE_BODY void add_outer_products(const A* in, int64_t stride, const A* panel, int64_t depth, int64_t height,
+KP_WIDE_BODY void add_outer_products(const A* const* in, int64_t first, int64_t height, const A* panel, int64_t depth,
                                      int64_t width, A* out, int64_t out_stride) {
   using Vectors = Vector<L, A>;
   constexpr int64_t lanes = L::template lanes<A>;
   typename Vectors::type sums[L::rows][V] = {};
+  int64_t places[L::rows];
+  for (int64_t r = 0; r < L::rows; r++) places[r] = first + std::min(r, height - 1);
   for (int64_t k = 0; k < depth; k++) {
     typename Vectors::type row[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) row[v] = Vectors::at(panel + (k * V + v) * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < L::rows; r++) {
-      const A value = in[k * stride + r];
+      const A value = in[k][places[r]];
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) sums[r][v] += row[v] * value;
     }
