@@ -249,11 +249,12 @@ class CompareConfig:
     engines: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("backbones", "methods", "label_rates", "seeds"):
-            if not getattr(self, name):
-                raise UserError(f"{name} must list at least one value")
         for name in ("backbones", "methods", "label_rates", "seeds", "engines"):
             values = getattr(self, name)
+            if not isinstance(values, list | tuple):
+                raise UserError(f"{name} must be a list, got {values!r}")
+            if not values and name != "engines":
+                raise UserError(f"{name} must list at least one value")
             if len(set(values)) != len(values):
                 raise UserError(f"{name} must list no value twice, got {list(values)}")
         if self.engines and "minkunet" not in self.backbones:
