@@ -4,7 +4,6 @@ Where engines are compared, a minkunet run becomes one for each engine, and the 
 with are evaluated under every one of them.
 """
 
-import json
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,9 @@ from ..backbones.engines import build_engine
 from ..config import CompareConfig, TrainConfig
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from ..training.loop import open_sources, pick_device, train
+from ..training.loop import first_network, open_sources, pick_device, train
 from ..training.run import Run
+from ..training.scores import read_scores
 from ..training.stages import METHODS
 from .evaluation import evaluate_run, evaluation_file
 from .figures import plot_comparison
@@ -75,10 +75,10 @@ def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
 def compare(config: CompareConfig, out: str | Path) -> dict:
     """Run the matrix and write `results.json`, `table.md` and `figure.png` into `out`.
 
-    What is wrong with the settings, the store, the engines or the settings of a run folder is a `UserError` before
-    anything is trained. A run that fails later is reported as failed, with its reason, and leaves the others alone;
-    only a folder that cannot be written (`OSError`) stops the comparison. Finished runs are not repeated and an
-    interrupted run resumes at its last checkpoint.
+    What is wrong with the settings, the store, the engines, the weights to start from or the settings and results of a
+    run folder is a `UserError` before anything is trained. A run that fails later is reported as failed, with its
+    reason, and leaves the others alone; only a folder that cannot be written (`OSError`) stops the comparison. Finished
+    runs are not repeated and an interrupted run resumes at its last checkpoint.
 
     Returns:
         What `results.json` holds: the settings and, run by run, the cell and its results or its error. Where engines
@@ -93,7 +93,7 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
         outcomes[cell] = outcome
         if cell.engine and "results" in outcomes[first := replace(cell, engine=config.engines[0])]:
             run = run_folder(out, first)
-            outcome["first_engine"] = attempt(lambda cell=cell, run=run: under_engine(run, cell.engine))
+            outcome["first_engine"] = attempt(lambda cell=cell, run=run: under_engine(config, run, cell.engine))
         # Written after every run: an interrupted comparison shows what it has, and what it had before.
         runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
         report = {"version": __version__, "config": asdict(config), "runs": runs}
@@ -113,22 +113,31 @@ def finished(config: CompareConfig, plan: list[Cell], out: Path) -> dict[Cell, d
     outcomes = {}
     for cell in plan:
         settings = cell_config(config, cell)
-        results = Run(run_folder(out, cell), settings).results
-        if results is None:
-            open_sources(settings)
+        run = Run(run_folder(out, cell), settings)
+        if run.results is None:
+            first_network(settings, open_sources(settings).store, run)
         else:
-            outcomes[cell] = {"results": results}
+            outcomes[cell] = {"results": run.results}
             if cell.engine:
                 first = run_folder(out, replace(cell, engine=config.engines[0]))
-                if evaluation_file(first, "basic", cell.engine).exists():
-                    outcomes[cell]["first_engine"] = {"results": under_engine(first, cell.engine)}
+                if known := evaluated(config, first, cell.engine):
+                    outcomes[cell]["first_engine"] = {"results": known}
     return outcomes
 
 
-def under_engine(run: Path, engine: str) -> dict:
+def under_engine(config: CompareConfig, run: Path, engine: str) -> dict:
     """The results of a run's weights under an engine, from its folder if they are there."""
-    file = evaluation_file(run, "basic", engine)
-    return json.loads(file.read_text()) if file.exists() else evaluate_run(run, engine=engine)
+    return evaluated(config, run, engine) or evaluate_run(run, engine=engine)
+
+
+def evaluated(config: CompareConfig, run: Path, engine: str) -> dict | None:
+    """The evaluation in a run folder under an engine; None if there is none of the comparison's own test scenes."""
+    file, data = evaluation_file(run, "basic", engine), config.train.data
+    if not file.exists():
+        return None
+    results = read_scores(file)
+    own = {"store": str(Path(data.store)), "groups": data.test_groups}
+    return results if own.items() <= results.items() else None
 
 
 def attempt(action: Callable[[], dict]) -> dict:

@@ -44,18 +44,13 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         return run.results
     sources = open_sources(config)
     store, stages = sources.store, METHODS[config.method]
-    options = asdict(getattr(config, config.backbone))
-    torch.manual_seed(config.seed)
-    net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
-    if config.init is not None and not run.checkpoint.exists():
-        load_pretrained(net, config.init, head=None)
-    net.to(pick_device(config.device))
+    net = first_network(config, store, run).to(pick_device(config.device))
     modules = train_stages(net, config, sources.batches, run)
     save_modules(run.modules, modules)
     model = Model(
         net=net,
         backbone=config.backbone,
-        options=options,
+        options=asdict(getattr(config, config.backbone)),
         in_channels=store.in_channels,
         classes=store.classes,
         features=store.features,
@@ -73,6 +68,20 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     }
     run.finish(results)
     return results
+
+
+def first_network(config: TrainConfig, store: SceneStore, run: Run) -> TapBackbone:
+    """The network that a run begins with; one with a checkpoint does without `config.init`.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit, or an engine that is missing.
+    """
+    options = asdict(getattr(config, config.backbone))
+    torch.manual_seed(config.seed)
+    net = build_backbone(config.backbone, store.in_channels, len(store.classes), **options)
+    if config.init is not None and not run.checkpoint.exists():
+        load_pretrained(net, config.init, head=None)
+    return net
 
 
 @dataclass(frozen=True)

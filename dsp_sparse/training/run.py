@@ -20,6 +20,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..files import atomic_path, write_json
 from .checkpoint import TrainingState, load_state, save_state
+from .scores import read_scores
 
 
 class Run:
@@ -45,15 +46,8 @@ class Run:
 
     @property
     def results(self) -> dict | None:
-        """The results of a finished run."""
-        if not self._results.exists():
-            return None
-        try:
-            return json.loads(self._results.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{self._results}: not readable as results ({error}); delete it to evaluate again"
-            ) from None
+        """The results of a finished run. UserError: a file that does not hold them."""
+        return read_scores(self._results, "steps", "train_seconds") if self._results.exists() else None
 
     def finish(self, results: dict) -> None:
         """Write the results: the run is finished."""

@@ -5,18 +5,25 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from tiny import OPTIONS
 
+from dsp_sparse.backbones import build_backbone
 from dsp_sparse.backbones.engines import ENGINES
 from dsp_sparse.backbones.engines.native import NativeEngine
+from dsp_sparse.cli import compare as command
 from dsp_sparse.config import CompareConfig
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments import compare as module
 from dsp_sparse.experiments.compare import cell_config, cells, compare
+from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.figures import plot_comparison
 from dsp_sparse.experiments.table import comparison_table
+from dsp_sparse.testing import engines
+from dsp_sparse.training.run import Run
 from kpconv_ops import reference
 
-SCORES = {"miou": 0.5, "overall_accuracy": 0.6, "mean_accuracy": 0.7, "steps": 4, "train_seconds": 1.0}
+SCORES = {"miou": 0.5, "overall_accuracy": 0.6, "mean_accuracy": 0.7, "steps": 4, "train_seconds": 1.0, "seconds": 9.0}
 
 
 class SlowEngine(NativeEngine):
@@ -27,6 +34,16 @@ class SlowEngine(NativeEngine):
 
     def conv_transposed(self, features, kernel, kernel_map):
         return reference.sparse_conv(features, kernel, kernel_map.transposed)
+
+
+class CountingEngine(NativeEngine):
+    """Counts its convolutions."""
+
+    convolutions = 0
+
+    def conv(self, features, kernel, kernel_map):
+        CountingEngine.convolutions += 1
+        return super().conv(features, kernel, kernel_map)
 
 
 @pytest.fixture
@@ -66,6 +83,8 @@ def test_engines_multiply_minkunet_alone(config):
         ({"engines": ("native", "native")}, "engines must list no value twice"),
         ({"engines": ("native",), "backbones": ["kpfcnn"]}, "engines are those of minkunet"),
         ({"seeds": []}, "seeds must list at least one value"),
+        ({"engines": "native"}, "engines must be a list, got 'native'"),
+        ({"methods": "csfr"}, "methods must be a list, got 'csfr'"),
     ],
 )
 def test_lists_that_make_no_comparison(config, changes, cause):
@@ -86,6 +105,42 @@ def test_engines_that_cannot_be_compared_stop_it_at_once(engine, cause, config, 
     with pytest.raises(UserError, match=cause):
         compare(replace(config, engines=("native", engine)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def changed_train(config, **changes):
+    return replace(config, train=replace(config.train, **changes))
+
+
+def changed_data(config, **changes):
+    return changed_train(config, data=replace(config.train.data, **changes))
+
+
+def test_what_cannot_be_trained_stops_it_at_once(config, tmp_path):
+    """A store, a device or weights to start from that do not do are an error before anything is trained or written."""
+    weights, gone = tmp_path / "kpfcnn.pt", tmp_path / "gone.pt"
+    torch.save(build_backbone("kpfcnn", 5, 3, **OPTIONS["kpfcnn"]).state_dict(), weights)
+    for changed, cause in (
+        (changed_data(config, store=str(tmp_path)), "not a scene store"),
+        (changed_data(config, test_groups=["attic"]), "no group 'attic'"),
+        (changed_train(config, device="cuda:99"), "device 'cuda:99' cannot be used"),
+        (changed_train(config, init=str(gone)), r"gone\.pt: not a readable file"),
+        # kpfcnn, which would be trained first, takes them.
+        (changed_train(config, init=str(weights)), r"kpfcnn\.pt: weights of another architecture than this MinkUNet"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            compare(changed, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_with_a_checkpoint_does_not_need_the_weights_it_started_from(config, tmp_path):
+    """A comparison goes on without the file of `init` where every run has begun."""
+    config, weights = replace(config, backbones=["kpfcnn"]), tmp_path / "weights.pt"
+    torch.save(build_backbone("kpfcnn", 5, 3, **OPTIONS["kpfcnn"]).state_dict(), weights)
+    config = changed_train(config, init=str(weights))
+    before = compare(config, tmp_path)["runs"][0]["results"]
+    weights.unlink()
+    (tmp_path / "runs" / "kpfcnn-baseline-0.1-seed0" / "results.json").unlink()
+    assert compare(config, tmp_path)["runs"][0]["results"]["confusion"] == before["confusion"]
 
 
 def test_engines_are_compared_on_the_same_weights(config, slow_engine, tmp_path):
@@ -111,6 +166,37 @@ def test_engines_are_compared_on_the_same_weights(config, slow_engine, tmp_path)
     before = (out / "results.json").read_bytes()
     compare(config, out)
     assert (out / "results.json").read_bytes() == before, "nothing is trained or evaluated twice"
+
+
+def test_the_first_engines_weights_are_evaluated_under_the_engine(config, tmp_path, monkeypatch):
+    """Only an evaluation of the comparison's own test scenes counts as one; it is made by the engine that it names."""
+    monkeypatch.setitem(ENGINES, "counting", CountingEngine)
+    config = replace(config, backbones=["minkunet"], engines=("native", "counting"))
+    first = compare(config, tmp_path)["runs"][1]["first_engine"]["results"]
+    run = tmp_path / "runs" / "minkunet-native-baseline-0.1-seed0"
+    other_store = shutil.copytree(config.train.data.store, tmp_path / "store")
+    for others in ({"groups": ["train"]}, {"store": other_store}):
+        evaluate_run(run, engine="counting", **others)
+        CountingEngine.convolutions = 0
+        again = compare(config, tmp_path)["runs"][1]["first_engine"]["results"]
+        assert CountingEngine.convolutions > 0
+        assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+@pytest.mark.parametrize("content", ['{"miou": 0.', "[]", "{}", '{"miou": "high"}', b"\xff"])
+@pytest.mark.parametrize("name", ["results.json", "evaluation-basic-native.json"])
+def test_a_broken_file_in_a_run_folder_stops_it_at_once(name, content, config, tmp_path, monkeypatch):
+    """Results that cannot be read are an error that names their file, before anything is trained."""
+    config = replace(config, backbones=["minkunet"], engines=("native",))
+    for key, value in (("train", lambda *_: SCORES), ("under_engine", lambda *_: SCORES), ("plot_comparison", print)):
+        monkeypatch.setattr(module, key, value)
+    run = tmp_path / "runs" / "minkunet-native-baseline-0.1-seed0"
+    Run(run, cell_config(config, next(cells(config)))).start()
+    for each in ("results.json", name):
+        broken = content if each == name else json.dumps(SCORES)
+        (run / each).write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    with pytest.raises(UserError, match=f"{name}: not readable as results .*; delete it to evaluate again"):
+        compare(config, tmp_path)
 
 
 def test_results_that_are_known_stay_in_the_report(config, tmp_path, monkeypatch):
@@ -175,6 +261,41 @@ def test_without_the_first_engines_weights_there_is_nothing_to_compare(config, s
     assert not any("first_engine" in run for run in (native, slow))
 
 
+def test_the_last_columns_are_of_the_first_engines_weights():
+    """Time and scores there are those of the first engine's weights; what fails there is listed below the table."""
+    under = {"results": {**SCORES, "miou": 0.25, "seconds": 3.5}}
+    runs = [
+        {"backbone": "minkunet", "method": "baseline", "label_rate": 0.1, "seed": 0, "results": SCORES, **changes}
+        for changes in (
+            {"engine": "native", "first_engine": under},
+            {"engine": "slow", "first_engine": {"error": "too slow"}},
+        )
+    ]
+    table = comparison_table(runs)
+    native, slow = table.splitlines()[2:4]
+    assert native.strip(" |").split(" | ")[-4:] == ["4", "1", "3.5", "25.0"]
+    assert slow.strip(" |").split(" | ")[-4:] == ["4", "1", "-", "-"]
+    assert "* first engine's weights under minkunet slow baseline, 10 % labels, seed 0: too slow" in table
+
+
+@pytest.mark.parametrize("failing", [None, "train", "under_engine"])
+def test_the_exit_code_tells_of_failures(failing, config, tmp_path, monkeypatch):
+    """0 only if every run and every evaluation under another engine succeeded."""
+
+    def action(name):
+        def act(*_):
+            if name == failing:
+                raise UserError("no luck")
+            return SCORES
+
+        return act
+
+    for name in ("train", "under_engine"):
+        monkeypatch.setattr(module, name, action(name))
+    config = replace(config, backbones=["minkunet"], engines=("native",))
+    assert command(config, str(tmp_path)) == (failing is not None)
+
+
 def test_a_score_of_none_is_left_out(tmp_path):
     """A run without mIoU has a row and no bar, and takes no part in means and differences."""
     runs = [
@@ -191,13 +312,9 @@ def test_a_score_of_none_is_left_out(tmp_path):
     assert not tmp_path.exists()
 
 
+@pytest.mark.skipif("minkowski" not in engines(), reason="MinkowskiEngine not installed")
 def test_minkowski_scores_the_same_weights_like_native(config, tmp_path):
     """The engine of MinkowskiEngine gives the scores of the native one with its weights, to the digit that is shown."""
-    pytest.importorskip("dsp_sparse.backbones.engines.minkowski")
-    try:
-        ENGINES["minkowski"]()
-    except UserError as error:
-        pytest.skip(str(error))
     config = replace(config, backbones=["minkunet"], engines=("native", "minkowski"))
     native, minkowski = compare(config, tmp_path)["runs"]
     scores = [run["first_engine"]["results"]["miou"] for run in (native, minkowski)]
