@@ -384,15 +384,15 @@ def test_arguments_that_do_not_fit(engine, device, lengths):
             with pytest.raises(ValueError, match="must have shape"):
                 operator(x, w, kernel_map)
         for x, w in ((features, kernel.float()), (features.float(), kernel), (features.long(), kernel.long())):
-            with pytest.raises(TypeError, match="must be .*float"):
+            with pytest.raises(TypeError, match=r"must be .*float"):
                 operator(x, w, kernel_map)
         with pytest.raises(TypeError, match="must be a tensor, got list"):
             operator(features, [1.0], kernel_map)
     for features in (random_features(len(grid.coords) + 1, 3, device=device), torch.ones(len(grid.coords))):
-        with pytest.raises(ValueError, match="shape|rows|supports"):
+        with pytest.raises(ValueError, match=r"shape|rows|supports"):
             engine.pool(features, kernel_map, "max")
     features = random_features(len(grid.coords), 3, device=device)
-    with pytest.raises(TypeError, match="features must be .*float"):
+    with pytest.raises(TypeError, match=r"features must be .*float"):
         engine.pool(features.long(), kernel_map, "mean")
     with pytest.raises(ValueError, match="mode must be one of max, mean, got 'sum'"):
         engine.pool(features, kernel_map, "sum")

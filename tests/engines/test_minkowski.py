@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import os
 import sys
 import weakref
 
@@ -74,6 +75,20 @@ def test_import_cure_is_undone(fresh, tmp_path, recwarn):
     assert len(recwarn) == 0
 
 
+@pytest.mark.parametrize("threads", [None, "3"])
+def test_import_leaves_path_and_environment(fresh, tmp_path, threads):
+    """MinkowskiEngine adds its folder to `sys.path` and, on more than 16 cores, sets `OMP_NUM_THREADS` where it is not;
+    children of this process and later imports see neither."""
+    fresh.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        fresh.setenv("OMP_NUM_THREADS", threads)
+    text = "import os, sys; sys.path.append('its folder'); os.environ.setdefault('OMP_NUM_THREADS', '16')"
+    fresh.syspath_prepend(package(tmp_path, text))
+    before = list(sys.path)
+    minkowski.load()
+    assert sys.path == before and os.environ.get("OMP_NUM_THREADS") == threads
+
+
 def test_import_cure_leaves_anothers_alone(fresh, tmp_path):
     """Where `collections.Sequence` is there already, it stays."""
     fresh.setattr(collections, "Sequence", "another's", raising=False)
@@ -82,17 +97,24 @@ def test_import_cure_leaves_anothers_alone(fresh, tmp_path):
 
 
 def test_doctor_without_it(fresh, capsys):
-    """`dsp-sparse doctor` has a line for the engine, with the reason and the remedy."""
+    """`dsp-sparse doctor` tries every engine as itself: with the reason and the remedy where one is missing, which is
+    no defect."""
     fresh.setitem(sys.modules, "MinkowskiEngine", None)
-    assert not doctor.attempt("engine minkowski", lambda: doctor.try_backbone("minkunet", engine="minkowski"))
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("engine minkowski   no ") and "not installed; `dsp-sparse doctor --install-mink" in line
+    fresh.setattr(doctor, "BACKBONES", {})
+    assert doctor.diagnose() == 0
+    native, missing = (line for line in capsys.readouterr().out.splitlines() if line.startswith("engine "))
+    assert native.startswith("engine native      ok ")
+    assert missing.startswith("engine minkowski   no ") and "not installed; `dsp-sparse doctor --install" in missing
 
 
 @installed
 def test_the_real_one_imports(fresh, recwarn):
+    fresh.delenv("OMP_NUM_THREADS", raising=False)
+    fresh.setattr(os, "cpu_count", lambda: 64)
+    before = list(sys.path)
     assert minkowski.load().__version__ == "0.5.4"
     assert not hasattr(collections, "Sequence")
+    assert sys.path == before and "OMP_NUM_THREADS" not in os.environ
     assert len(recwarn) == 0
 
 
@@ -100,13 +122,21 @@ def test_the_real_one_imports(fresh, recwarn):
 
 
 @installed
-def test_coordinates_beyond_32_bits():
-    """MinkowskiEngine would wrap them around; the message names the setting and the engine that takes them."""
-    points = torch.tensor([[0.0, 0, 0], [0, 2.0**31, 0]], dtype=torch.float64)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_coordinates_beyond_32_bits(sign):
+    """MinkowskiEngine would wrap them around; the message names the setting and the engine that takes them. At the
+    limit a kernel that reaches 2^20 voxels farther does not meet the other end."""
+    limit = 2**31 - 2**20
+    points = torch.tensor([[0.0, -sign * limit, 0], [0, sign * limit, 0]], dtype=torch.float64)
     offsets = torch.tensor([0, 2])
-    with pytest.raises(UserError, match=r"voxel_size 1.0 does not fit .*32 bits.*got 0 to 2147483648; engine native"):
-        build_engine("minkowski").quantize(points, offsets, 1.0)
-    assert build_engine("native").quantize(points, offsets, 1.0)[0].coords.amax() == 2**31
+    engine, native = build_engine("minkowski"), build_engine("native")
+    grid, _ = engine.quantize(points, offsets, 1.0)
+    kernel_map = engine.kernel_map(grid, grid, 3, dilation=2**20)
+    assert torch.equal(engine.conv(torch.eye(2), torch.eye(2).expand(27, 2, 2), kernel_map), torch.eye(2))
+    points[1, 1] += sign
+    with pytest.raises(UserError, match=r"voxel_size 1.0 does not fit .*32 bits.*±2146435072, got .*; engine native"):
+        engine.quantize(points, offsets, 1.0)
+    assert native.quantize(points, offsets, 1.0)[0].coords.abs().amax() == limit + 1
 
 
 @installed

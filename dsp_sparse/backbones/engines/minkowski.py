@@ -6,6 +6,8 @@ import functools
 import importlib
 import itertools
 import math
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +26,10 @@ from kpconv_ops.kernel_maps import check_kernel_size
 from ...errors import UserError
 from .base import SparseEngine, VoxelGrid
 
-REMEDY = "`dsp-sparse doctor --install-minkowski` builds it; the native engine takes the same weights without it"
+REMEDY = (
+    "`dsp-sparse doctor --install-minkowski` builds it; the native engine takes the same weights without it "
+    "(evaluate and predict: --engine native)"
+)
 LARGEST_COORDINATE = 2**31 - 2**20  # a kernel may reach 2^20 voxels beyond the outermost one
 
 
@@ -50,8 +55,10 @@ def load() -> ModuleType:
 def importable() -> Iterator[None]:
     """What importing MinkowskiEngine 0.5.4 takes; all is as it was afterwards.
 
-    It looks for `Sequence` in `collections`, which Python 3.10 removed there, and a CPU build warns that it is one.
+    It looks for `Sequence` in `collections`, which Python 3.10 removed there, and a CPU build warns that it is one. It
+    adds its folder to `sys.path`, and on a machine with many cores sets `OMP_NUM_THREADS`, which its processes inherit.
     """
+    path, threads = list(sys.path), os.environ.get("OMP_NUM_THREADS")
     cure = not hasattr(collections, "Sequence")
     if cure:
         collections.Sequence = collections.abc.Sequence
@@ -62,6 +69,9 @@ def importable() -> Iterator[None]:
     finally:
         if cure:
             del collections.Sequence
+        sys.path[:] = path
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @dataclass(frozen=True, eq=False)
