@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import FEATURE_DTYPES, check_size, check_tensor
+from ._checks import FEATURE_DTYPES, check_row_count, check_size, check_tensor
 from ._keys import sort_keys
 from ._once import differentiable_once
 from ._precision import accumulator, add_products, autocast
@@ -76,6 +76,7 @@ torch.library.define("kpconv_ops::group_rows", "(Tensor inverse, SymInt num_rows
 
 @torch.library.impl("kpconv_ops::group_rows", ("cpu", "cuda"))
 def _group_rows(inverse, num_rows):
+    check_row_count("inverse", inverse)
     if len(inverse):
         low, high = torch.stack(inverse.aminmax()).tolist()
         if low < 0 or high >= num_rows:

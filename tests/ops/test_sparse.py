@@ -301,6 +301,7 @@ def test_bad_arguments_are_named():
     coords, offsets = voxels()
     pairs = kernel_map(coords, offsets, coords, offsets, 3)
     features, weights = draw(len(coords), 2), draw(27, 2, 3)
+    many = features[:1, :1].expand(2**31, 1), torch.zeros(1).long().expand(2**31)  # they take no memory
     beyond, below = KernelMap(pairs.rows + 999, pairs.num_in), KernelMap(pairs.rows - 1, pairs.num_in)
     for function, args, error, message in (
         (sparse_conv, (features, weights, None), TypeError, "kernel_map must be a KernelMap, got NoneType"),
@@ -313,6 +314,8 @@ def test_bad_arguments_are_named():
         (scatter_mean, (features, torch.zeros(len(coords)).long(), 3.0), TypeError, "num_rows must be an int, got flo"),
         (scatter_mean, (features, pairs.rows[0, 1:].long(), 3), ValueError, r"inverse must have shape \(\d+\)"),
         (scatter_mean, (features[:2], torch.tensor([0, 3]), 3), ValueError, r"inverse must be in \[0, 3\), got 0 to 3"),
+        (scatter_mean, (features[:2], torch.tensor([0, -1]), 3), ValueError, r"inverse must be in .*, got -1 to 0"),
+        (scatter_mean, (*many, 1), ValueError, r"inverse must have fewer than 2\^31 rows"),
     ):
         with pytest.raises(error, match=message):
             function(*args)
