@@ -5,9 +5,9 @@ from torch import Tensor
 
 from . import _native
 from ._checks import check_row_count, offset_bounds
-from ._keys import MAX_CELLS
+from ._keys import MAX_CELLS, sort_keys
 
-_FAR = 2**62  # no voxel lies so far from the origin
+_FAR = 2**62  # no voxel, and no whole number, lies so far from the origin
 
 
 def extents_of(name: str, points: Tensor, size: float, offsets_name: str, offsets: Tensor) -> Tensor:
@@ -25,7 +25,8 @@ def extents_of(name: str, points: Tensor, size: float, offsets_name: str, offset
     # torch.div, which rounds floating point quotients down in its own way.
     size = bounds.new_tensor(size)
     voxels = (bounds / size).floor() if bounds.is_floating_point() else bounds.div(size, rounding_mode="floor")
-    voxels = torch.where((voxels > -_FAR) & (voxels < _FAR), voxels, _FAR).long()
+    limited = voxels if bounds.is_floating_point() else bounds  # a whole number is multiplied by its size again
+    voxels = torch.where((limited > -_FAR) & (limited < _FAR), voxels, _FAR).long()
     offsets, voxels = torch.cat([offsets, voxels.flatten()]).cpu().split([len(offsets), 6 * batch])
     offset_bounds(offsets_name, offsets, len(points))
     voxels, occupied = voxels.view(2, batch, 3), offsets.diff()[:, None] > 0
@@ -75,6 +76,19 @@ class Box:
         samples = offsets, len(self._low)
         _native.call("kp_voxel_keys", points, points.dtype, points, len(points), *samples, size, *self.layout, keys)
         return keys
+
+    def ascending_keys(self, name: str, coords: Tensor, size: int, offsets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The keys of unique voxels, ascending, then one larger than all; and where each was, None if just there.
+
+        Raises ValueError, on the CPU, for a voxel that comes twice; `name` is what it calls the voxels.
+        """
+        keys, order = self.keys(coords, size, offsets), None
+        # Ours ascend, which shows that they are unique as well. Asking CUDA takes longer than sorting.
+        if _native.on_cuda(keys) or not (keys[1:] > keys[:-1]).all():
+            keys, order = sort_keys(keys, self.num_keys)
+            if not _native.on_cuda(keys) and (keys[1:] == keys[:-1]).any():
+                raise ValueError(f"{name} must be unique within a sample, got coordinates twice")
+        return torch.nn.functional.pad(keys, (0, 1), value=MAX_CELLS), order
 
     def voxels(self, keys: Tensor, rows: Tensor, scale: int) -> Tensor:
         """The voxels of `keys[rows]`, times `scale`."""

@@ -16,7 +16,6 @@ from ._checks import (
     check_tensor,
 )
 from ._csr import splits_of
-from ._keys import MAX_CELLS, sort_keys
 from ._precision import accumulator
 from ._weighted_sum import weighted_sum
 from .neighbors import Neighbors
@@ -72,7 +71,7 @@ def trilinear(
         points: `[N, 3]` float32 or float64; `voxel_size` is in the same unit.
         point_offsets: `[B + 1]` int64, rising from 0 to N.
         coords: `[V, 3]` int64 multiples of `stride`, unique within a sample, in any order: from `voxelize` with this
-            size, or from `stride_coords` after it.
+            size, or from `stride_coords` after it. In voxels of another size points find wrong ones or none.
         offsets: `[B + 1]` int64, rising from 0 to V.
         voxel_size: edge length of the voxels of stride 1.
         stride: edge length of the voxels in units of `coords`.
@@ -83,8 +82,8 @@ def trilinear(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, offsets that do not describe the rows or differ in batch size, a size or
-            stride that is not positive, coordinates that are not finite or span too many voxels to number them in 64
-            bits.
+            stride that is not positive, coordinates that are not finite, no multiples of `stride`, span too many
+            voxels to number them in 64 bits or, on the CPU, come twice.
     """
     check_points("points", points, "point_offsets", point_offsets)
     check_tensor("coords", coords, (None, 3), (torch.int64,), like=points)
@@ -138,11 +137,12 @@ torch.library.define(
 def _trilinear(points, point_offsets, coords, offsets, voxel_size, stride):
     points, point_offsets = points.contiguous(), point_offsets.contiguous()
     coords, offsets = coords.contiguous(), offsets.contiguous()
-    extents_of("points", points, voxel_size, "point_offsets", point_offsets)  # checks them
+    extents_of("points", points, voxel_size, "point_offsets", point_offsets)  # only checks them: far ones take nothing
+    if stride > 1 and (coords % stride).any():
+        raise ValueError(f"coords must be multiples of stride, {stride}")
     extents = extents_of("coords", coords, stride, "offsets", offsets)
     box = Box("coords", [extents], ([-1, -1, -1], [1, 1, 1]), coords.device)
-    keys, order = sort_keys(box.keys(coords, stride, offsets), box.num_keys)
-    keys = torch.nn.functional.pad(keys, (0, 1), value=MAX_CELLS)
+    keys, order = box.ascending_keys("coords", coords, stride, offsets)
     rows, weights = coords.new_empty(len(points), 8, dtype=torch.int32), points.new_empty(len(points), 8)
     queries = points, points.dtype, points, len(points), point_offsets, len(point_offsets) - 1, voxel_size, stride
     _native.call("kp_trilinear", *queries, keys, order, len(coords), *box.layout, rows, weights)

@@ -261,6 +261,8 @@ def test_bad_arguments_are_named():
         (trilinear, (*args[:2], coords.int(), voxel_offsets, SIZE), TypeError, "coords must be int64, got int32"),
         (trilinear, (*args, 0.0), ValueError, "voxel_size must be positive and finite, got 0.0"),
         (trilinear, (*args, SIZE, 0), ValueError, "stride must be at least 1 .*, got 0"),
+        (trilinear, (*args, SIZE, 2), ValueError, "coords must be multiples of stride, 2$"),
+        (trilinear, (*args[:2], coords * 0, voxel_offsets, SIZE), ValueError, "coords must be unique within a sample"),
         (interpolate, (features[0], good), ValueError, r"features must have shape \(\*, \*\), got \(2,\)"),
         (interpolate, (features, None), TypeError, "interpolation must be an Interpolation, got NoneType"),
         (interpolate, (features[1:], good), ValueError, r"interpolation must be of \d+ features, got one of \d+"),

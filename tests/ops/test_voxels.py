@@ -62,6 +62,39 @@ def test_a_box_too_large_for_64_bit_keys_is_refused():
         kernel_map(coords, offsets, coords, offsets, 3)
 
 
+def test_boxes_that_fit_only_one_by_one_are_refused():
+    """Samples share the numbers: two boxes of 2^61 voxels are too many, one is not."""
+    corners = torch.tensor([[0, 0, 0], [2**20 - 1, 2**20 - 1, 2**21 - 1]])
+    assert torch.equal(stride_coords(corners, torch.tensor([0, 2]), 1).coords, corners)
+    with pytest.raises(ValueError, match="coords must lie closer together: 2 samples of up to 1048576 x"):
+        stride_coords(corners.repeat(2, 1), torch.tensor([0, 2, 4]), 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 2**31 - 1])
+def test_whole_numbers_from_2_to_the_62_on_are_refused(stride):
+    """Whatever the stride: a smaller quotient is multiplied by it again. What lies below keeps its voxel."""
+    offsets = torch.tensor([0, 1])
+    for far in (2**62 - 1, 1 - 2**62):
+        coords = torch.tensor([[0, far, 0]])
+        assert stride_coords(coords, offsets, stride).coords.tolist() == [[0, far // stride * stride, 0]]
+    for far in (2**62, -(2**62), 2**63 - 1, -(2**63)):
+        with pytest.raises(ValueError, match=r"^coords must be finite and within 2\^62 voxels of the origin$"):
+            stride_coords(torch.tensor([[0, far, 0]]), offsets, stride)
+
+
+def test_samples_of_many_blocks_equal_the_oracle():
+    """Threads share the points and the queries in blocks: each takes up the sample and the search where it begins."""
+    points, offsets = cloud((7000, 0, 1, 12999), extent=30)
+    cells = voxelize(points, offsets, 1.0)
+    assert_equal(cells, reference.voxelize(points, offsets, 1.0))
+    coarse = stride_coords(cells.coords, cells.offsets, 2)
+    assert_equal(coarse, reference.stride_coords(cells.coords, cells.offsets, 2))
+    assert len(cells.coords) > 3 * 4096 and len(coarse.coords) > 3 * 1024
+    for out in (cells, coarse):
+        args = cells.coords, cells.offsets, out.coords, out.offsets, (3, 2, 1)
+        assert_equal(kernel_map(*args), reference.kernel_map(*args))
+
+
 # ---- kernel maps
 
 
@@ -83,6 +116,7 @@ def test_kernel_maps_equal_the_oracle(device, kernel_size, dilation):
         neighbors = result.neighbors
         assert torch.equal(neighbors.indices.cpu(), indices) and torch.equal(neighbors.splits.cpu(), splits)
         assert neighbors.num_supports == len(coords) and result.neighbors is neighbors
+        assert swapped.neighbors is result.transposed.neighbors and swapped.transposed.neighbors is neighbors
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (0, 0), (1,)])
@@ -120,7 +154,7 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.kpconv_ops.kernel_map, (coords, offsets, coords, offsets, [3, 2, 1], 1))
     rows = kernel_map(coords, offsets, coords, offsets, 3).rows
     torch.library.opcheck(torch.ops.kpconv_ops.transpose_map, (rows, len(coords)))
-    torch.library.opcheck(torch.ops.kpconv_ops.map_neighbors, (rows,))
+    torch.library.opcheck(torch.ops.kpconv_ops.map_neighbors, (rows, len(coords)))
 
 
 # ---- bad input
@@ -147,12 +181,24 @@ def test_bad_arguments_are_named():
         (kernel_map, (*same, 3, -1), ValueError, "dilation must be at least 1 .*, got -1"),
         (kernel_map, (*same[:2], coords, offsets[:2], 3), ValueError, r"out_offsets must have shape \(5\), got \(2,\)"),
         (kernel_map, (*same[:3], voxel_offsets + 1, 3), ValueError, "out_offsets must rise from 0"),
-        (kernel_map, (*same, (3, 3)), ValueError, r"kernel_size must be a size or three, got \(3, 3\)"),
+        (kernel_map, (*same, (3, 3)), ValueError, r"kernel_size must be a size or three in a tuple, got \(3, 3\)"),
         (kernel_map, (*same, (3, 0, 3)), ValueError, "kernel_size must be at least 1 .*, got 0"),
-        (kernel_map, (*same, [3, 3, 3]), TypeError, "kernel_size must be an integer, got list"),
+        (kernel_map, (*same, [3, 3, 3]), ValueError, r"kernel_size must be a size or three in a tuple, got \[3, 3, 3"),
+        (kernel_map, (*same, "3"), TypeError, "kernel_size must be an integer, got str"),
     ):
         with pytest.raises(error, match=message):
             function(*args)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "voxels", "taps"), [(10**6, 1, 10**18), ((1, 1, 2**20 + 1), 1, 2**20 + 1), (64, 2**13, 2**18)]
+)
+def test_kernels_too_large_for_a_table_are_refused(kernel_size, voxels, taps):
+    """Before anything is allocated: by the taps alone, and by taps times voxels."""
+    coords, offsets = torch.zeros(voxels, 3).long(), torch.tensor([0, voxels])
+    message = rf"at most 2\^20 taps, and with {voxels} output voxels fewer than 2\^31 entries, got {taps} taps$"
+    with pytest.raises(ValueError, match=rf"^kernel_size must give {message}"):
+        kernel_map(coords, offsets, coords, offsets, kernel_size)
 
 
 @pytest.mark.parametrize(
@@ -171,15 +217,25 @@ def test_kernel_maps_name_bad_arguments(change, error, message):
         KernelMap(**(good | change))
 
 
-def test_tables_that_cannot_be_transposed_are_refused():
-    """A tap that reads a row twice, or one that does not exist."""
-    for rows, message in (
-        ([[0, 1], [1, 1]], "rows of kernel_map must hold a row at most once in each tap"),
-        ([[0, 2]], r"rows of kernel_map must be in \[-1, 2\)"),
-        ([[0, -2]], r"rows of kernel_map must be in \[-1, 2\)"),
+@pytest.mark.parametrize("use", ["transposed", "neighbors"])
+def test_rows_that_do_not_exist_are_refused(use):
+    for row in (2, -2):
+        with pytest.raises(ValueError, match=r"^rows of kernel_map must be in \[-1, 2\)$"):
+            getattr(KernelMap(torch.tensor([[0, row]], dtype=torch.int32), 2), use)
+
+
+def test_coordinates_given_twice_are_refused():
+    """At once among the inputs; among the outputs when the map is transposed."""
+    once, twice = torch.tensor([[0, 0, 0], [1, 0, 0]]), torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    pair, three = torch.tensor([0, 2]), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match=r"^in_coords must be unique within a sample, got coordinates twice$"):
+        kernel_map(twice, three, once, pair, 3)
+    kernel_map(twice, torch.tensor([0, 2, 3]), twice, torch.tensor([0, 2, 3]), 3)  # in two samples
+    table = kernel_map(once, pair, twice, three, 3)
+    with pytest.raises(
+        ValueError, match=r"^rows .* must hold a row at most once in each tap: coordinates given twice\?$"
     ):
-        with pytest.raises(ValueError, match=f"^{message}$"):
-            _ = KernelMap(torch.tensor(rows, dtype=torch.int32), 2).transposed
+        _ = table.transposed
 
 
 def test_numbers_of_numpy():

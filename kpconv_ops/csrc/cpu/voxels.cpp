@@ -105,6 +105,6 @@ KP_OP(kp_transpose_map)(const int32_t* rows, int64_t num_taps, int64_t num_out, 
         }
     });
     if (!inside) kp::throw_map_rows_outside(num_in);
-    if (!once) throw std::invalid_argument("rows must hold a row at most once in each tap");
+    if (!once) throw std::invalid_argument("rows must hold a row at most once in each tap: coordinates given twice?");
   });
 }
