@@ -53,7 +53,8 @@ def load_pretrained(net: TapBackbone, source: str | os.PathLike | Weights, head:
         net: the network; its settings must be those of the weights.
         source: a file, which is read without running code from it, or its content.
         head: whether the last layer is loaded. False: the network keeps its own, and may have other classes. None: it
-            is loaded if it fits; the network keeps its own if the number of classes differs or the file has none.
+            is loaded if it fits; the network keeps its own, with a warning, if the number of classes differs or the
+            file has none.
 
     Raises:
         UserError: no readable file of weights, an entry that is none, or weights of another architecture; the message
@@ -73,6 +74,8 @@ def load_pretrained(net: TapBackbone, source: str | os.PathLike | Weights, head:
     if last and head is not True:
         own = {name: value for name, value in expected.items() if name.startswith(last)}
         fits = all(name in given and given[name].shape == value.shape for name, value in own.items())
+        if head is None and not fits:
+            warnings.warn(f"{place}: its last layer does not fit, the network keeps its own", stacklevel=2)
         if head is False or not fits:
             given = {name: value for name, value in given.items() if not name.startswith(last)} | own
     if misfits := _misfits(given, expected):

@@ -1,6 +1,7 @@
 """Weights of other implementations: the same results after loading, and a useful word where they do not fit."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -175,12 +176,15 @@ def test_our_own_files_are_found_and_models_in_run_folders(name, tmp_path):
 @pytest.mark.parametrize("head", [False, None])
 @pytest.mark.parametrize("name", ["kpfcnn", "minkunet"])
 def test_another_number_of_classes(name, head):
-    """It is an error that says what to do, which is: all is loaded but the last layer, which stays as it was."""
+    """It is an error that says what to do, which is: all is loaded but the last layer, which stays as it was; with a
+    warning unless that was asked for."""
     source, net, before = (tiny_backbone(name, 5, classes, seed=s) for classes, s in ((4, 1), (6, 2), (6, 2)))
     with pytest.raises(UserError, match=r"num_classes 4, not 6 \(head=False"):
         load_pretrained(net, source.state_dict())
     assert_same_weights(net, before)
-    load_pretrained(net, source.state_dict(), head=head)
+    warned = nullcontext() if head is False else pytest.warns(UserWarning, match="last layer does not fit")
+    with warned:
+        load_pretrained(net, source.state_dict(), head=head)
     last = "head.2." if name == "kpfcnn" else "final."
     for key, value in net.state_dict().items():
         assert torch.equal(value, (before if key.startswith(last) else source).state_dict()[key]), key
@@ -196,6 +200,7 @@ def test_a_last_layer_of_the_same_classes_is_left_out_when_asked_to_only(name):
     assert torch.equal(without.state_dict()[last], before.state_dict()[last])
 
 
+@pytest.mark.filterwarnings("ignore:.*last layer does not fit")
 @pytest.mark.parametrize("head", [False, None])
 @pytest.mark.parametrize("name", ["kpfcnn", "minkunet"])
 def test_weights_without_a_last_layer(name, head):
