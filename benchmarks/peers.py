@@ -13,10 +13,10 @@ from torch import Tensor
 from . import textbook
 from .row import Contender
 
-# The distributions whose versions a report states.
-DISTRIBUTIONS = (
-    "scipy", "scikit-learn", "open3d", "open3d-cpu", "torch-pointcloud", "torch-geometric", "torch-points-kernels",
-    "MinkowskiEngine", "spconv",
+# The packages whose versions a report states; the distributions they come in are named after their builds, too.
+PACKAGES = (
+    "scipy", "sklearn", "open3d", "torch_pointcloud", "torch_geometric", "torch_points_kernels", "MinkowskiEngine",
+    "spconv",
 )  # fmt: skip
 
 

@@ -147,11 +147,9 @@ def device_name(device: str) -> str:
 def versions() -> dict[str, str]:
     """Of Python, this package and what it is compared with, as far as installed."""
     found = {"dsp-sparse": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", *peers.DISTRIBUTIONS):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    distributions = importlib.metadata.packages_distributions()
+    for package in ("torch", "numpy", *peers.PACKAGES):
+        found |= {name: importlib.metadata.version(name) for name in distributions.get(package, [])}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found

@@ -5,33 +5,25 @@ start from voxels in random order.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import kpconv_ops
-from dsp_sparse.backbones import build_backbone
-from dsp_sparse.backbones.engines import ENGINES
-from dsp_sparse.backbones.minkunet_blocks import PointwiseConv, SparseConv
-from dsp_sparse.backbones.minkunet_config import LAYERS, PLANES
-from dsp_sparse.losses import segmentation_loss
-from dsp_sparse.ragged import Ragged
 
 from .. import inputs as made
 from .. import minkowski, peers
 from .. import textbook_sparse as textbook
 from ..calls import as_graph, forward, forward_backward
 from ..row import OURS, Contender, Row, Work
+from ..sparse_layer import Layer, Level
+from ..sparse_network import CLASSES, IN_CHANNELS, network_rows
 
 ROOM = 8  # the one with most occupied voxels around a voxel: 15 of 27, as in rooms that were really scanned
 VOXEL = 0.05  # metres
 VOXELS = 50_000
 EVERY = 4  # of the raw points in these voxels, what is devoxelised
-CHANNELS, IN_CHANNELS, CLASSES = 64, 5, 13
-VARIANT = "34C"
+CHANNELS = 64
 
 
 def inputs(points: int) -> dict:
@@ -70,86 +62,6 @@ def describe(inputs: dict) -> dict:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """The voxels of a resolution, sorted."""
-
-    coords: Tensor
-    offsets: Tensor
-    stride: int
-
-    @classmethod
-    def of(cls, coords: Tensor, stride: int = 1) -> "Level":
-        voxels = kpconv_ops.stride_coords(coords, coords.new_tensor([0, len(coords)]), stride)
-        return cls(voxels.coords, voxels.offsets, stride)
-
-    @cached_property
-    def coarse(self) -> "Level":
-        return Level.of(self.coords, 2 * self.stride)
-
-    def map(self, target: "Level", kernel_size: int) -> kpconv_ops.KernelMap:
-        return kpconv_ops.kernel_map(
-            self.coords, self.offsets, target.coords, target.offsets, kernel_size, dilation=self.stride
-        )
-
-    def pairs(self, target: "Level", kernel_size: int) -> int:
-        return int((self.map(target, kernel_size).rows >= 0).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One convolution of a U-Net: on the voxels of a resolution, from them to half of it, or back."""
-
-    fine: Level
-    kernel_size: int
-    in_channels: int
-    out_channels: int
-    transposed: bool = False
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def strided(self) -> bool:
-        return self.kernel_size % 2 == 0
-
-    @property
-    def coarse(self) -> Level:
-        return self.fine.coarse if self.strided else self.fine
-
-    @cached_property
-    def map(self) -> kpconv_ops.KernelMap:
-        found = self.fine.map(self.coarse, self.kernel_size)
-        return found.transposed if self.transposed else found
-
-    @cached_property
-    def pairs(self) -> textbook.Pairs:
-        step = self.fine.stride
-        found = textbook.kernel_map(self.fine.coords, self.coarse.coords, self.kernel_size, step)
-        return textbook.transposed(found) if self.transposed else found
-
-    @cached_property
-    def features(self) -> Tensor:
-        rows = self.coarse if self.transposed else self.fine
-        return made.normal(len(rows.coords), self.in_channels, stream=1).to(self.fine.coords.device, self.dtype)
-
-    @cached_property
-    def weights(self) -> Tensor:
-        taps = self.kernel_size**3
-        noise = made.normal(taps, self.in_channels, self.out_channels, stream=2)
-        return ((taps * self.in_channels) ** -0.5 * noise).to(self.features)
-
-    @property
-    def num_out(self) -> int:
-        return len((self.fine if self.transposed else self.coarse).coords)
-
-    def work(self, passes: int) -> Work:
-        """Each pass multiplies the rows of all pairs by a matrix, and moves features, result, weights and the map."""
-        pairs = int((self.map.rows >= 0).sum())
-        flops = 2 * pairs * self.in_channels * self.out_channels
-        result = self.num_out * self.out_channels * self.features.element_size()
-        moved = self.features.nbytes + result + self.weights.nbytes + 4 * pairs
-        return Work(passes * flops, passes * moved, str(self.dtype).removeprefix("torch."))
-
-
 def rows(inputs: dict, device: str, with_peers: bool) -> list[Row]:
     cloud = {name: tensor.to(device) for name, tensor in inputs.items()}
     level = Level.of(cloud["coords"])
@@ -161,7 +73,7 @@ def rows(inputs: dict, device: str, with_peers: bool) -> list[Row]:
         *layer_rows(level, with_peers),
         *pooling_rows(level, with_peers),
         *devoxelisation_rows(level, cloud["points"], with_peers),
-        *network_rows(cloud, device, with_peers),
+        *network_rows(cloud, VOXEL, device, with_peers),
     ]
     if device == "cuda":
         half = Layer(level, 3, CHANNELS, CHANNELS, dtype=torch.bfloat16)
@@ -324,103 +236,3 @@ def devoxelisation_rows(level: Level, points: Tensor, with_peers: bool) -> list[
         Row("nearest devoxelisation forward + backward", lambda: Work(0, moved + 2 * above.nbytes), contenders[0]),
         Row("trilinear devoxelisation forward + backward", lambda: Work(0, moved + points.nbytes), contenders[1]),
     ]
-
-
-def network_rows(cloud: dict[str, Tensor], device: str, with_peers: bool) -> list[Row]:
-    task = Task(cloud)
-    made_rows = [
-        task.row(f"MinkUNet{VARIANT} forward", inference, 1, with_peers, 1e-3),
-        task.row(f"MinkUNet{VARIANT} forward + loss + backward", training_step, 3, with_peers, 1e-2),
-    ]
-    if device == "cuda":
-        step = torch.autocast("cuda", torch.bfloat16)(training_step)
-        name = f"MinkUNet{VARIANT} forward + loss + backward, bfloat16"
-        made_rows.append(task.row(name, step, 3, False, 0.1, "bfloat16"))
-    return made_rows
-
-
-class Task:
-    """A room for the network, a point in the middle of each voxel. Every implementation has the same weights."""
-
-    def __init__(self, cloud: dict[str, Tensor]):
-        self.coords, self.labels = cloud["coords"], cloud["labels"]
-        height = VOXEL * (self.coords[:, 2:] - self.coords[:, 2].min())
-        self.features = torch.cat([torch.ones_like(height), cloud["colours"], height], dim=1)
-        offsets = torch.tensor([0, len(self.coords)], device=self.coords.device)
-        self.batch = Ragged(self.features, VOXEL * (self.coords + 0.5), offsets)
-
-    def network(self, engine: str = "native") -> nn.Module:
-        torch.manual_seed(made.SEED)
-        return build_backbone("minkunet", IN_CHANNELS, CLASSES, variant=VARIANT, voxel_size=VOXEL, engine=engine).to(
-            self.coords.device
-        )
-
-    def row(
-        self, name: str, run: Callable, passes: int, with_peers: bool, tolerance: float, dtype: str = "float32"
-    ) -> Row:
-        def ours():
-            network = self.network()
-            return lambda: run(network, self.labels, self.batch)
-
-        def book():
-            with mock.patch.dict(ENGINES, textbook=textbook.TextbookEngine):
-                network = self.network("textbook")
-            return lambda: run(network, self.labels, self.batch)
-
-        def mink(order=slice(None)):
-            network = minkowski.MinkUNet(IN_CHANNELS, CLASSES, PLANES[VARIANT], LAYERS[VARIANT[:-1]])
-            network.to(self.coords.device).load_state_dict(self.network().state_dict())
-            features, coordinates = self.features[order], minkowski.with_sample(self.coords[order])
-            return lambda: run(network, self.labels[order], features, coordinates)
-
-        contenders = [Contender(OURS, ours), Contender("textbook", book)]
-        if with_peers:
-            contenders.append(Contender(minkowski.NAME, mink))
-        if with_peers and run is inference:  # a training step takes as long in either order
-            order = textbook.keys(self.coords).argsort()
-            contenders.append(
-                Contender(f"{minkowski.NAME}, sorted", lambda: mink(order), lambda found: (found[0][order.argsort()],))
-            )
-
-        def work():
-            flops, moved = self.work
-            return Work(passes * flops, passes * moved, dtype)
-
-        return Row(name, work, contenders, tolerance, whole_process=True)
-
-    @cached_property
-    def work(self) -> tuple[float, float]:
-        """Products of all pairs in FLOP, and inputs, results and weights in bytes, of the layers of a forward pass."""
-        network = self.network()
-        flops = moved = 0
-
-        def note(module, inputs, output):
-            nonlocal flops, moved
-            features, *maps = inputs
-            pairs = int((maps[0].rows >= 0).sum()) if maps else len(features)
-            flops += 2 * pairs * features.shape[1] * output.shape[1]
-            moved += features.nbytes + output.nbytes + module.kernel.nbytes
-
-        layers = [module for module in network.modules() if isinstance(module, (SparseConv, PointwiseConv))]
-        for layer in layers:
-            layer.register_forward_hook(note)
-        network.eval()
-        with torch.no_grad():
-            network(self.batch)
-        return flops, moved
-
-
-def inference(network: nn.Module, labels: Tensor, *arguments) -> tuple[Tensor]:
-    network.eval()
-    with torch.no_grad():
-        return (network(*arguments),)
-
-
-def training_step(network: nn.Module, labels: Tensor, *arguments) -> tuple[Tensor, ...]:
-    """Logits, loss, and the gradient of the first convolution: all others had to be computed for it."""
-    network.train()
-    network.zero_grad()
-    logits = network(*arguments)
-    loss = segmentation_loss(logits, labels)
-    loss.backward()
-    return logits.detach(), loss.detach(), network.conv0p1s1.kernel.grad
