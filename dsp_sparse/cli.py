@@ -4,6 +4,7 @@ import inspect
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -12,6 +13,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from .config import CompareConfig, TrainConfig
 from .errors import UserError
+
+# A flag that is cut short is a mistake; it must not start a long build.
+Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
 
 
 def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas: int = 3) -> None:
@@ -78,6 +82,7 @@ def evaluate(
     store: str | None = None,
     groups: list[str] | None = None,
     branch: Literal["basic", "cross", "intra"] = "basic",
+    engine: str | None = None,
 ) -> None:
     """Evaluate a trained run on every original point of its test scenes and print the scores.
 
@@ -86,23 +91,25 @@ def evaluate(
         store: scene store; the run's own by default.
         groups: scene groups to evaluate; the run's test groups by default.
         branch: basic is the backbone alone; cross and intra decode reallocated features (paper Table 3).
+        engine: engine of a MinkUNet; the model's own by default.
     """
     from .experiments.evaluation import evaluate_run, score_table
 
-    print(score_table(evaluate_run(run, store, groups, branch)))
+    print(score_table(evaluate_run(run, store, groups, branch, engine)))
 
 
-def predict(run: str, cloud: str, out: str = "predicted.ply") -> None:
+def predict(run: str, cloud: str, out: str = "predicted.ply", engine: str | None = None) -> None:
     """Label every point of one cloud and write it as a PLY file.
 
     Args:
         run: run folder, or the model.pt of one.
         cloud: PLY file with the fields the model was trained on.
         out: PLY file to write: all fields of the points, and `label` and `confidence`.
+        engine: engine of a MinkUNet; the model's own by default.
     """
     from .experiments.prediction import predict_file
 
-    predict_file(run, cloud, out)
+    predict_file(run, cloud, out, engine=engine)
 
 
 def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
@@ -152,7 +159,7 @@ def plain_parser(function: Callable) -> ArgumentParser:
 
     Switches (`bool`, false by default) take no value.
     """
-    parser = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).partition("\n")[0])
+    parser = Parser(description=inspect.getdoc(function).partition("\n")[0])
     arguments = inspect.signature(function).parameters.values()
     switches = {argument.name for argument in arguments if argument.annotation is bool}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches)
@@ -166,7 +173,7 @@ def plain_parser(function: Callable) -> ArgumentParser:
 def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     """A subcommand that reads a settings file; every setting is a flag, too."""
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
-    parser = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function), usage=usage)
+    parser = Parser(description=inspect.getdoc(function), usage=usage)
     parser.add_argument("--config", action=ActionConfigFile, help="settings file (or the first argument)")
     parser.add_argument("--out", type=str, required=True, help="folder to write; `out:` in the settings file")
     parser.add_class_arguments(settings, as_group=False)
@@ -177,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
     plain = {f.__name__: f for f in (rooms, prepare, label, evaluate, predict, doctor)}
     with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
-    parser = ArgumentParser(
-        exit_on_error=False, prog="dsp-sparse", description="Segment 3D point clouds with few labels."
-    )
+    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     parsers = {name: plain_parser(function) for name, function in plain.items()}
     parsers |= {name: settings_parser(*pair) for name, pair in with_settings.items()}

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from plyfile import PlyData, PlyElement
 
 from dsp_sparse.cli import main
+from dsp_sparse.testing import engines
 
 SETTINGS = {
     "data": {"train_groups": ["Area_1", "Area_2"], "test_groups": ["Area_3"], "label_rate": 0.1, "batch_size": 2},
@@ -86,6 +88,29 @@ def test_predict_labels_every_point_and_keeps_its_fields(trained, tmp_path):
     assert predicted["confidence"].min() > 0 and predicted["confidence"].max() <= 1
 
 
+def test_another_engine_for_a_trained_model(folder, tmp_path, capsys):
+    """A model of an engine that is missing here says so, and names the flag under which it runs with another."""
+    settings = ["--backbone", "minkunet", "--method", "baseline"]
+    assert run("train", folder / "train.yaml", "--out", tmp_path / "run", *settings) == 0
+    model = torch.load(tmp_path / "run" / "model.pt")
+    model["content"]["options"]["engine"] = "minkowski"
+    torch.save(model, tmp_path / "run" / "model.pt")
+    vertex = np.zeros(99, [(n, "f8") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")])
+    vertex["x"] = np.linspace(0, 2, 99)
+    PlyData([PlyElement.describe(vertex, "vertex")]).write(str(tmp_path / "in.ply"))
+    commands = (
+        ["evaluate", tmp_path / "run"],
+        ["predict", tmp_path / "run", tmp_path / "in.ply", "--out", tmp_path / "o.ply"],
+    )
+    for command in commands:
+        capsys.readouterr()
+        if "minkowski" not in engines():
+            assert run(*command) == 2
+            assert "(evaluate and predict: --engine native)" in capsys.readouterr().err
+        assert run(*command, "--engine", "native") == 0
+    assert (tmp_path / "run" / "evaluation-basic-native.json").exists() and (tmp_path / "o.ply").exists()
+
+
 def test_compare_runs_the_matrix_once(folder, capsys):
     settings = yaml.safe_load((folder / "train.yaml").read_text())
     comparison = {
@@ -147,6 +172,8 @@ MISTAKES = {
     "predict without a model": (["predict", "{f}/raw", "{f}/none.ply", "--out", "{t}/p.ply"], "raw"),
     "out below a file": (["train", "{f}/train.yaml", "--out", "{f}/train.yaml/run"], "train.yaml"),
     "prediction over a folder": (["predict", "{f}/run", "{f}/none.ply", "--out", "{t}"], "out must be a file"),
+    "engine of a network without": (["predict", "{f}/run", "{f}/wide.ply", "--engine", "native"], "engine"),
+    "no such engine": (["evaluate", "{f}/run", "--engine", "steam"], "engine"),
     "no rooms": (["rooms", "{t}/rooms", "--rooms", "0"], "rooms"),
 }
 

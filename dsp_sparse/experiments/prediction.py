@@ -15,7 +15,14 @@ from ..training.checkpoint import load_model
 from ..training.loop import pick_device
 
 
-def predict_file(run: str | Path, path: str | Path, out: str | Path, votes: int = 3, device: str = "auto") -> None:
+def predict_file(
+    run: str | Path,
+    path: str | Path,
+    out: str | Path,
+    votes: int = 3,
+    device: str = "auto",
+    engine: str | None = None,
+) -> None:
     """Label every vertex of a PLY file.
 
     Args:
@@ -25,14 +32,16 @@ def predict_file(run: str | Path, path: str | Path, out: str | Path, votes: int 
             name) and `confidence` (float32, its probability). Its comments name the classes.
         votes: how often every point is seen at least; probabilities are averaged.
         device: torch device; auto takes the GPU when there is one.
+        engine: engine of a MinkUNet; the model's own by default.
 
     Raises:
-        UserError: not a model, or a file that is broken, empty, not finite or without the needed fields.
+        UserError: not a model, or a file that is broken, empty, not finite or without the needed fields; an
+            engine that is missing.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"out must be a file in an existing folder, got {out}")
-    model = load_model(run, pick_device(device))
+    model = load_model(run, pick_device(device), **({"engine": engine} if engine else {}))
     path = Path(path)
     vertices = read_vertices(path)
     cloud = grid_cloud(cloud_of(vertices, path, model.features), model.grid)
