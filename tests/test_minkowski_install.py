@@ -1,7 +1,8 @@
-"""`dsp-sparse doctor --install-minkowski` without the eleven minutes: real subprocesses, stubs at the other end."""
+"""`dsp-sparse doctor --install-minkowski` without the ten minutes: real subprocesses, stubs at the other end."""
 
 import importlib.util
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -87,12 +88,15 @@ def test_cpu_build(folder, capsys):
     assert "--no-cache-dir" in wheel and wheel.endswith(" MinkowskiEngine==0.5.4")
     assert "--no-index --force-reinstall" in install and install.endswith("minkowskiengine-0.5.4.whl")
     printed = capsys.readouterr().out
-    assert "Hazard" in printed and "pip uninstall MinkowskiEngine -y" in printed and "11 minutes" in printed
+    assert "Hazard" in printed and "pip uninstall MinkowskiEngine -y" in printed and "10 minutes" in printed
     assert "1 of 2 steps" in printed and "2 of 2 steps" in printed
     log = folder / "minkowski-install.log"
     assert str(log) in printed and "[1/2] c++ one.cpp" in log.read_text()
     assert "MinkowskiEngine works: on the CPU" in printed
-    assert "NVCC_PREPEND_FLAGS" not in (folder / "environment").read_text()
+    environment = (folder / "environment").read_text()
+    (temporary,) = re.findall(r"^TMPDIR=(.*)$", environment, re.MULTILINE)
+    assert f"--wheel-dir {temporary} " in wheel and not Path(temporary).exists(), "all that the build leaves is gone"
+    assert "NVCC_PREPEND_FLAGS" not in environment
 
 
 @pytest.mark.parametrize(("built_for", "arguments"), [("cpu", []), ("cuda", []), ("cuda", ["--cuda"])])
@@ -253,9 +257,17 @@ def test_an_installation_that_does_not_work_is_an_error_with_its_reason(folder, 
     assert "does not work: undefined symbol: f" in one_line(capsys)
 
 
-def test_an_interruption_ends_the_compilers_and_leaves_nothing(folder, monkeypatch, tmp_path_factory):
-    """Ctrl-C while it compiles: exit code 130, no compiler left, no temporary folder, nothing installed."""
-    stub(folder, monkeypatch, outcome="echo $$ > compiler; exec sleep 60")
+@pytest.mark.parametrize("mistake", ["--install-minkowsk", "--install", "--install-minkowsky"])
+def test_a_misspelt_flag_builds_nothing(folder, mistake, capsys):
+    assert doctor(mistake) == 2
+    assert mistake in one_line(capsys) and not calls(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_an_interruption_ends_the_compilers_and_leaves_nothing(number, folder, monkeypatch, tmp_path_factory):
+    """Ctrl-C, an end or a closed terminal while it compiles, and once more at once: exit code 130, no compiler left, no
+    temporary folder, nothing installed."""
+    stub(folder, monkeypatch, outcome="trap 'sleep 1' INT; echo $$ > compiler; sleep 60 & wait; exit 1")
     temporary = tmp_path_factory.mktemp("temporary")
     code = (
         "import sys; python, sys.executable = sys.executable, sys.argv[1]\n"
@@ -271,7 +283,9 @@ def test_an_interruption_ends_the_compilers_and_leaves_nothing(folder, monkeypat
     deadline = time.monotonic() + 60
     while not (compiler.exists() and compiler.read_text()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    time.sleep(0.3)
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted: MinkowskiEngine was not installed" in said
     assert "Traceback" not in said
