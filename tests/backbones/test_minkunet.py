@@ -342,11 +342,11 @@ def test_tap_points_are_voxel_centres(stage):
 
 def test_voxels_as_large_as_the_samples_are_warned_of():
     """A voxel size in another unit than the coordinates leaves a few voxels a sample: a warning names it."""
-    batch = random_ragged((100, 0, 80), 3)
+    batch = random_ragged((65, 0, 64), 3)
     net = tiny_backbone("minkunet", 3, 4, voxel_size=50.0).eval()
     centred = Ragged(batch.feat, batch.coord - 0.5, batch.offsets)
     for points, voxels in ((batch, 2), (centred, 16)):
-        with pytest.warns(UserWarning, match=f"voxel_size 50.0 puts 180 points of 2 samples into {voxels} voxels"):
+        with pytest.warns(UserWarning, match=f"voxel_size 50.0 puts 129 points of 2 samples into {voxels} voxels"):
             logits = net(points)
         assert logits.isfinite().all()
 
@@ -356,7 +356,7 @@ def test_voxels_as_large_as_the_samples_are_warned_of():
     ("lengths", "voxel_size"), [((100, 80), 0.2), ((64, 64), 50.0), ((1, 1, 0), 50.0), ((), 50.0)], ids=str
 )
 def test_few_voxels_are_not_warned_of(lengths, voxel_size):
-    """Small samples fill one voxel, and a few voxels may be wanted."""
+    """Samples of up to 64 points fill one voxel, and a few voxels may be wanted."""
     tiny_backbone("minkunet", 3, 4, voxel_size=voxel_size).eval()(random_ragged(lengths, 3))
 
 
