@@ -83,16 +83,21 @@ def test_whole_numbers_from_2_to_the_62_on_are_refused(stride):
 
 
 def test_samples_of_many_blocks_equal_the_oracle():
-    """Threads share the points and the queries in blocks: each takes up the sample and the search where it begins."""
+    """Two threads share points and queries: each takes up the sample and the search where its block begins."""
     points, offsets = cloud((7000, 0, 1, 12999), extent=30)
-    cells = voxelize(points, offsets, 1.0)
-    assert_equal(cells, reference.voxelize(points, offsets, 1.0))
-    coarse = stride_coords(cells.coords, cells.offsets, 2)
-    assert_equal(coarse, reference.stride_coords(cells.coords, cells.offsets, 2))
-    assert len(cells.coords) > 3 * 4096 and len(coarse.coords) > 3 * 1024
-    for out in (cells, coarse):
-        args = cells.coords, cells.offsets, out.coords, out.offsets, (3, 2, 1)
-        assert_equal(kernel_map(*args), reference.kernel_map(*args))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fine = voxelize(points, offsets, 1.0)
+        coarse = stride_coords(fine.coords, fine.offsets, 2)
+        maps = [kernel_map(fine.coords, fine.offsets, out.coords, out.offsets, (3, 2, 1)) for out in (fine, coarse)]
+    finally:
+        torch.set_num_threads(threads)
+    assert_equal(fine, reference.voxelize(points, offsets, 1.0))
+    assert_equal(coarse, reference.stride_coords(fine.coords, fine.offsets, 2))
+    assert len(fine.coords) > 3 * 4096 and len(coarse.coords) > 3 * 1024
+    for result, out in zip(maps, (fine, coarse), strict=True):
+        assert_equal(result, reference.kernel_map(fine.coords, fine.offsets, out.coords, out.offsets, (3, 2, 1)))
 
 
 # ---- kernel maps
