@@ -75,13 +75,13 @@ def calibrated(net, dtype=torch.float32):
 
 
 def tensors(value) -> list[torch.Tensor]:
-    """Every tensor inside a state, in a fixed order; what it merely remembers of them (`init=False`) left out."""
+    """Every tensor inside a state, in a fixed order; what it merely remembers of them, its private fields, left out."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, list | tuple):
         return [t for item in value for t in tensors(item)]
     if is_dataclass(value):
-        return [t for field in fields(value) if field.init for t in tensors(getattr(value, field.name))]
+        return [t for field in fields(value) if field.name[0] != "_" for t in tensors(getattr(value, field.name))]
     return []
 
 
