@@ -28,8 +28,8 @@ COMPATIBILITY = Path(__file__).parent / "minkowski_cuda"
 INTRODUCTION = """\
 {requirement} for {kind}, torch {torch} and Python {python}, into {prefix}
 Hazard: the setup of this package runs `pip uninstall MinkowskiEngine -y` whenever pip asks for its metadata, even in a
-dry run; after a bare `pip install MinkowskiEngine`, which fails, a copy that worked is gone. Here it finds no pip, and
-but for build tools (setuptools, wheel, ninja, numpy) nothing is installed until the wheel is whole.
+dry run; after a bare `pip install MinkowskiEngine`, which fails, a copy that worked is gone. Here it finds no pip;
+but for build tools (setuptools, wheel, ninja, numpy), nothing is installed until the wheel is whole.
 The build takes {duration}. Log: {log}"""
 
 DURATION = {"cpu": "about 10 minutes of one core", "cuda": "more than 23 minutes of one core"}
