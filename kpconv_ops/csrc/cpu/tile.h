@@ -93,6 +93,21 @@ class Lines {
   std::vector<Line> lines;
 };
 
+// Adds to a tile of sums the products of value(r), of each row r, with the V vectors from `panel` on.
+template <class L, int V, class A, class Value>
+KP_WIDE_BODY void add_outer_product(Value value, const A* panel, typename Vector<L, A>::type (&sums)[L::rows][V]) {
+  using Vectors = Vector<L, A>;
+  typename Vectors::type row[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) row[v] = Vectors::at(panel + v * L::template lanes<A>);
+#pragma GCC unroll 8
+  for (int r = 0; r < L::rows; r++) {
+    const A factor = value(r);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] += row[v] * factor;
+  }
+}
+
 // Adds the products of `depth` values of each row in[r] with the rows of a panel of V vectors to the row out[r].
 template <class L, int V, class A>
 KP_WIDE_BODY void add_products(const A* const* in, const A* panel, int64_t depth, A* const* out) {
@@ -107,15 +122,8 @@ KP_WIDE_BODY void add_products(const A* const* in, const A* panel, int64_t depth
     for (int v = 0; v < V; v++) sums[r][v] = Vectors::at(out[r] + v * lanes);
   }
   for (int64_t k = 0; k < depth; k++) {
-    typename Vectors::type row[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) row[v] = Vectors::at(panel + (k * V + v) * lanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < L::rows; r++) {
-      const A value = values[r][k];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) sums[r][v] += row[v] * value;
-    }
+    const auto value = [&](int r) __attribute__((always_inline)) { return values[r][k]; };
+    add_outer_product<L, V>(value, panel + k * V * lanes, sums);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < L::rows; r++)
@@ -134,15 +142,8 @@ KP_WIDE_BODY void add_outer_products(const A* const* in, int64_t first, int64_t 
   int64_t places[L::rows];
   for (int64_t r = 0; r < L::rows; r++) places[r] = first + std::min(r, height - 1);
   for (int64_t k = 0; k < depth; k++) {
-    typename Vectors::type row[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) row[v] = Vectors::at(panel + (k * V + v) * lanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < L::rows; r++) {
-      const A value = in[k][places[r]];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) sums[r][v] += row[v] * value;
-    }
+    const auto value = [&](int r) __attribute__((always_inline)) { return in[k][places[r]]; };
+    add_outer_product<L, V>(value, panel + k * V * lanes, sums);
   }
   alignas(64) A rest[V * lanes];
 #pragma GCC unroll 8
