@@ -67,7 +67,7 @@ class MinkUNet(TapBackbone):
         self.config = config
         self.in_channels = in_channels
         self.engine = engine = build_engine(config.engine)
-        block = Bottleneck if config.depth in ("50", "101") else BasicBlock
+        block = Bottleneck if config.bottleneck else BasicBlock
         planes, counts = config.widths, config.counts
 
         self.conv0p1s1 = SparseConv(engine, in_channels, STEM_WIDTH, config.stem_kernel)

@@ -84,6 +84,11 @@ class MinkUNetConfig:
         return self.variant.rstrip("ABCD")
 
     @property
+    def bottleneck(self) -> bool:
+        """Whether the residual blocks are bottlenecks."""
+        return self.depth in ("50", "101")
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Planes of the eight stages."""
         return tuple(self.planes or PLANES[self.variant])

@@ -15,7 +15,7 @@ from ..tensor_files import read_tensors, unpack
 from .base import TapBackbone
 from .kpfcnn import KPFCNN
 from .minkunet import MinkUNet
-from .minkunet_config import LAYERS, PLANES, STAGES
+from .minkunet_config import PLANES, STAGES, MinkUNetConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -244,11 +244,8 @@ def _minkunet_settings(weights: Weights) -> dict[str, Any]:
     planes = tuple(_size(weights, f"block{stage}.0.norm1.bn.weight", 0) for stage in stages)
     layers = tuple(len({n.split(".")[1] for n in weights if n.startswith(f"block{stage}.")}) for stage in stages)
     deep = "block1.0.conv3.kernel" in weights
-    variants = [
-        variant
-        for variant in PLANES
-        if PLANES[variant] == planes and LAYERS[variant.rstrip("ABCD")] == layers and deep == (variant in ("50", "101"))
-    ]
+    known = (MinkUNetConfig(variant=variant) for variant in PLANES)
+    variants = [c.variant for c in known if (c.widths, c.counts, c.bottleneck) == (planes, layers, deep)]
     taps = _size(weights, "conv0p1s1.kernel", 0)
     return {
         "in_channels": _size(weights, "conv0p1s1.kernel", 1),

@@ -114,10 +114,11 @@ def finished(config: CompareConfig, plan: list[Cell], out: Path) -> dict[Cell, d
     for cell in plan:
         settings = cell_config(config, cell)
         run = Run(run_folder(out, cell), settings)
-        if run.results is None:
+        results = run.results
+        if results is None:
             first_network(settings, open_sources(settings).store, run)
         else:
-            outcomes[cell] = {"results": run.results}
+            outcomes[cell] = {"results": results}
             if cell.engine:
                 first = run_folder(out, replace(cell, engine=config.engines[0]))
                 if known := evaluated(config, first, cell.engine):

@@ -42,7 +42,7 @@ def evaluate_run(
     """
     run = Path(run)
     config = load_config(run)
-    model = load_model(run, pick_device(config.device), **({"engine": engine} if engine else {}))
+    model = load_model(run, pick_device(config.device), engine)
     opened = SceneStore.open(store or config.data.store)
     for name, expected, found in (
         ("classes", model.classes, opened.classes),

@@ -41,7 +41,7 @@ def predict_file(
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"out must be a file in an existing folder, got {out}")
-    model = load_model(run, pick_device(device), **({"engine": engine} if engine else {}))
+    model = load_model(run, pick_device(device), engine)
     path = Path(path)
     vertices = read_vertices(path)
     cloud = grid_cloud(cloud_of(vertices, path, model.features), model.grid)

@@ -78,13 +78,13 @@ def save_model(path: Path, model: Model) -> None:
     _save(path, "model", {**header, "net": model.net.state_dict()})
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", **options) -> Model:
+def load_model(path: str | Path, device: torch.device | str = "cpu", engine: str | None = None) -> Model:
     """Read a model, in eval mode.
 
     Args:
         path: a model file, or the run folder that holds `model.pt`.
         device: where the network goes.
-        options: settings of the backbone that replace those it was trained with, such as its engine.
+        engine: engine of a MinkUNet; the one it was trained with by default.
 
     Raises:
         UserError: no such file, not a model, or weights of another architecture than it says.
@@ -92,7 +92,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", **options) 
     path = Path(path)
     path = path / "model.pt" if path.is_dir() else path
     content = _load(path, "model")
-    content["options"] |= options
+    if engine:
+        content["options"]["engine"] = engine
     net = build_backbone(content["backbone"], content["in_channels"], len(content["classes"]), **content["options"])
     load_weights(net, content["net"], path)
     return Model(**{**content, "net": net.to(device).eval()})
