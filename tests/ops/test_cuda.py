@@ -160,12 +160,17 @@ def test_max_pool(run, dtype, channels):
     assert_same_to_rounding([grad], [expected_grad], dtype)
 
 
+def cloud_with_features(channels, dtype, random):
+    """Two samples of points, and features of theirs."""
+    cloud, offsets = torch.rand(200, 3, generator=random), torch.tensor([0, 120, 200])
+    return cloud, offsets, torch.randn(200, channels, generator=random).to(dtype)
+
+
 @pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sparse_convolution(run, dtype, channels):
     random = torch.Generator().manual_seed(0)
-    cloud, offsets = torch.rand(200, 3, generator=random), torch.tensor([0, 120, 200])
-    features = torch.randn(200, channels, generator=random).to(dtype)
+    cloud, offsets, features = cloud_with_features(channels, dtype, random)
     weights = (torch.randn(27, channels, 8, generator=random) / 9).to(dtype)
 
     def convolve(cloud, offsets, features, weights):
@@ -184,8 +189,7 @@ def test_sparse_convolution(run, dtype, channels):
 def test_means_and_interpolation(run, dtype, channels):
     """Kernel maps, their neighbourhoods and trilinear weights, and what is gathered through them."""
     random = torch.Generator().manual_seed(0)
-    cloud, offsets = torch.rand(200, 3, generator=random), torch.tensor([0, 120, 200])
-    features = torch.randn(200, channels, generator=random).to(dtype)
+    cloud, offsets, features = cloud_with_features(channels, dtype, random)
 
     def pool_and_return(cloud, offsets, features):
         cells = voxelize(cloud, offsets, 0.1)
