@@ -1,10 +1,11 @@
 """Prediction by voting over balls, and evaluation on every original point."""
 
+import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from .backbones.base import TapBackbone
 from .data import GridCloud, Sample, Scene, collate, cover, make_sample
 from .data.balls import rows_within
+from .distributed import rank, share, sum_over_ranks
 from .metrics import ConfusionMatrix
 from .reallocation import CSFR, ISFR
 
@@ -27,6 +29,7 @@ class Voting:
         radius: radius of the balls in metres, as in training.
         max_points: most points a ball, as in training; None: no limit.
         votes: balls are drawn until every point was seen at least this often.
+        rotations: every ball is shown at this many evenly spaced angles about the vertical axis, 0 among them.
         batch_size: balls a forward pass.
         seed: seed of the balls' centres.
     """
@@ -34,6 +37,7 @@ class Voting:
     radius: float
     max_points: int | None = None
     votes: int = 3
+    rotations: int = 1
     batch_size: int = 4
     seed: int = 0
 
@@ -95,13 +99,13 @@ class CrossBranch(BasicBranch):
         scene = self.scenes[generator.integers(len(self.scenes))]
         centre = scene.points[generator.integers(scene.num_points)]
         rows = rows_within(scene.tree, centre, self.voting.radius, self.voting.max_points)
-        return make_sample(scene, scene.labels, centre, rows, scene.index)
+        return make_sample(scene, scene.labels, centre, rows, scene.number)
 
 
 def predict_probabilities(
-    branch: BasicBranch, cloud: Scene | GridCloud, voting: Voting, index: int = 0, progress: bool = True
+    branch: BasicBranch, cloud: Scene | GridCloud, voting: Voting, index: int = 0, bar: tqdm | None = None
 ) -> Tensor:
-    """Average the class probabilities of every grid point over the balls that saw it.
+    """Average the class probabilities of every grid point over the balls that saw it, each at all its rotations.
 
     Memory is that of the result and of one batch of balls. The network runs in eval mode and gets its own mode back.
 
@@ -110,29 +114,43 @@ def predict_probabilities(
         cloud: the grid points, n of them, at least one.
         voting: how they are covered.
         index: the scene's index in its store; it seeds the balls beside `voting.seed`.
-        progress: show a progress bar.
+        bar: advances by every grid point that has its votes.
 
     Returns:
         `[n, C]` float32 on the CPU, rows sum to 1.
     """
-    points = np.asarray(cloud.points)
     generator = np.random.default_rng([voting.seed, index])
-    balls = cover(points, voting.radius, voting.votes, generator, voting.max_points)
-    total = torch.zeros(len(points), branch.net.tap.out_channels)
-    seen = torch.zeros(len(points), dtype=torch.int64)
-    bar = tqdm(total=len(points), unit="point", unit_scale=True, leave=False, disable=not progress)
-    with evaluating(branch.net), bar:
+    balls = cover(np.asarray(cloud.points), voting.radius, voting.votes, generator, voting.max_points)
+    angles = [2 * math.pi * turn / voting.rotations for turn in range(voting.rotations)]
+    total = torch.zeros(len(cloud.points), branch.net.tap.out_channels)
+    seen = torch.zeros(len(cloud.points), dtype=torch.int32)
+    with evaluating(branch.net):
         while cut := [make_sample(cloud, cloud.labels, *ball, index) for ball in islice(balls, voting.batch_size)]:
-            for ball, logits in zip(cut, branch(cut), strict=True):
+            for angle in angles:
+                for ball, logits in zip(cut, branch([rotated(ball, angle) for ball in cut]), strict=True):
+                    total[torch.from_numpy(ball.rows)] += logits.float().softmax(1).cpu()
+            for ball in cut:
                 rows = torch.from_numpy(ball.rows)
-                total[rows] += logits.float().softmax(1).cpu()
                 seen[rows] += 1
-            bar.update(int((seen >= voting.votes).sum()) - bar.n)
-    return total / seen[:, None]
+                if bar is not None:
+                    bar.update(int((seen[rows] == voting.votes).sum()))
+    return total.div_(seen.mul_(len(angles))[:, None])
+
+
+def rotated(ball: Sample, angle: float) -> Sample:
+    """A ball turned about the vertical axis through its centre by `angle` (radians)."""
+    if not angle:
+        return ball
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    return replace(ball, coord=(ball.coord @ turn.T).astype(np.float32))
 
 
 def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str], voting: Voting) -> dict:
     """Score a network on scenes, with one confusion matrix summed over all of them.
+
+    Inside `distributed.process_group` every rank scores its share of the scenes; what is returned is the same on every
+    rank and for every number of ranks.
 
     Args:
         branch: what turns balls into logits.
@@ -148,30 +166,20 @@ def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str
     """
     original, grid = ConfusionMatrix(len(classes)), ConfusionMatrix(len(classes))
     start = time.perf_counter()
-    for scene in tqdm(scenes, desc="evaluate", unit="scene"):
-        predicted = predict_probabilities(branch, scene, voting, scene.index).argmax(1).numpy()
-        grid.update(scene.labels, predicted)
-        original.update(scene.original_labels, predicted[scene.inverse])
+    mine = share(scenes, lambda scene: scene.num_points)
+    points = sum(scene.num_points for scene in mine)
+    with tqdm(total=points, desc="evaluate", unit="point", unit_scale=True, disable=rank() > 0) as bar:
+        for number, scene in enumerate(mine, 1):
+            bar.set_postfix_str(f"scene {number}/{len(mine)}")
+            predicted = predict_probabilities(branch, scene, voting, scene.index, bar).argmax(1).numpy()
+            grid.update(scene.labels, predicted)
+            original.update(scene.original_labels, predicted[scene.inverse])
+    original, grid = (ConfusionMatrix.of(sum_over_ranks(matrix.counts)) for matrix in (original, grid))
     return {
-        **_scores(original, classes),
-        "grid": _scores(grid, classes),
+        **original.scores(classes),
+        "grid": grid.scores(classes),
         "scenes": len(scenes),
         "seconds": time.perf_counter() - start,
-    }
-
-
-def _scores(confusion: ConfusionMatrix, classes: Sequence[str]) -> dict:
-    def number(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    return {
-        "miou": number(confusion.miou()),
-        "overall_accuracy": number(confusion.overall_accuracy()),
-        "mean_accuracy": number(confusion.mean_accuracy()),
-        "iou": dict(zip(classes, map(number, confusion.iou()), strict=True)),
-        "accuracy": dict(zip(classes, map(number, confusion.accuracy()), strict=True)),
-        "confusion": confusion.counts.tolist(),
-        "points": int(confusion.counts.sum()),
     }
 
 

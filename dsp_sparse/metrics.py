@@ -1,5 +1,7 @@
 """Scores of a semantic segmentation, from one confusion matrix summed over a whole split."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,13 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int):
         self.counts = np.zeros((num_classes, num_classes), dtype=np.int64)
 
+    @classmethod
+    def of(cls, counts: np.ndarray) -> "ConfusionMatrix":
+        """The matrix with the counts `[C, C]`, which are not copied."""
+        matrix = cls(0)
+        matrix.counts = counts
+        return matrix
+
     def update(self, labels: Tensor | np.ndarray, predictions: Tensor | np.ndarray) -> None:
         """Count points.
 
@@ -38,12 +47,8 @@ class ConfusionMatrix:
         for name, values in (("labels", labels[counted]), ("predictions", predictions[counted])):
             if len(values) and not 0 <= values.min() <= values.max() < size:
                 raise ValueError(f"{name} must lie in 0 … {size - 1}, got {values.min()} … {values.max()}")
-        cells = labels[counted] * size + predictions[counted]
+        cells = labels[counted].astype(np.int64) * size + predictions[counted]
         self.counts += np.bincount(cells, minlength=size * size).reshape(size, size)
-
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another split of the same points' classes."""
-        self.counts += other.counts
 
     def iou(self) -> np.ndarray:
         """`[C]` intersection over union; nan for a class that neither the truth nor the prediction holds."""
@@ -64,6 +69,30 @@ class ConfusionMatrix:
     def overall_accuracy(self) -> float:
         """Share of all points that are predicted right."""
         return float(_ratio(np.trace(self.counts), self.counts.sum()))
+
+    def scores(self, classes: Sequence[str]) -> dict:
+        """Everything above as a dict that JSON can hold; None in place of nan.
+
+        Args:
+            classes: the C class names.
+
+        Returns:
+            `miou`, `overall_accuracy`, `mean_accuracy`; `iou` and `accuracy` by class name; `confusion`, the counts;
+            `points`, their sum.
+        """
+
+        def number(value: float) -> float | None:
+            return None if np.isnan(value) else float(value)
+
+        return {
+            "miou": number(self.miou()),
+            "overall_accuracy": number(self.overall_accuracy()),
+            "mean_accuracy": number(self.mean_accuracy()),
+            "iou": dict(zip(classes, map(number, self.iou()), strict=True)),
+            "accuracy": dict(zip(classes, map(number, self.accuracy()), strict=True)),
+            "confusion": self.counts.tolist(),
+            "points": int(self.counts.sum()),
+        }
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:

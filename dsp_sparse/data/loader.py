@@ -30,7 +30,7 @@ class BallDataset(TorchDataset):
             centre, rows = ball.centre, rows_within(scene.tree, ball.centre, *limits)
         else:
             centre, rows = rows_around(scene.tree, ball.centre, ball.anchor, *limits)
-        cut = make_sample(scene, self.labels[ball.scene], centre, rows, scene.index)
+        cut = make_sample(scene, self.labels[ball.scene], centre, rows, scene.number)
         return augment(cut, self.augmentation, np.random.default_rng(ball.seed))
 
 

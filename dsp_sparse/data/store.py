@@ -27,8 +27,9 @@ from .. import __version__
 from ..errors import UserError
 from ..files import atomic_folder, write_json
 from .dataset import Dataset, RawCloud, RawScene
+from .index import CELLS, BlockIndex
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -39,11 +40,12 @@ class GridCloud:
     Args:
         origin: `[3]` float64, the minimum of the original points; everything else is relative to it, so that
             float32 is exact enough for clouds in projected coordinates. z is the height above the lowest point.
-        points: `[n, 3]` float32, barycentres of the occupied cells.
+        points: `[n, 3]` float32, barycentres of the occupied cells, in the order of the blocks.
         features: `[n, F]` float32, means over the cells, in [0, 1].
-        labels: `[n]` int64, the most frequent label of the cell, -1 for none.
+        labels: `[n]` int16, the most frequent label of the cell, -1 for none.
         inverse: `[N]` int32, the grid point of every original point.
-        original_labels: `[N]` int64.
+        original_labels: `[N]` int16.
+        index: the blocks of `points`, 5 x 5 x 5 cells each.
     """
 
     origin: np.ndarray
@@ -52,6 +54,7 @@ class GridCloud:
     labels: np.ndarray
     inverse: np.ndarray
     original_labels: np.ndarray
+    index: BlockIndex
 
 
 def grid_cloud(cloud: RawCloud, grid: float) -> GridCloud:
@@ -70,17 +73,22 @@ def grid_cloud(cloud: RawCloud, grid: float) -> GridCloud:
         raise UserError(
             f"the cloud is {extent} m wide, too wide for a grid of {grid} m; are the units metres?"
         ) from error
+    points = sub.points.float().numpy()
+    order, index = BlockIndex.build(points, CELLS * grid)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
     return GridCloud(
         origin=origin,
-        points=sub.points.float().numpy(),
-        features=sub.features.numpy(),
-        labels=sub.labels.numpy(),
-        inverse=sub.inverse.int().numpy(),
-        original_labels=cloud.labels,
+        points=points[order],
+        features=sub.features.numpy()[order],
+        labels=sub.labels.numpy()[order].astype(np.int16),
+        inverse=rank[sub.inverse.numpy()],
+        original_labels=cloud.labels.astype(np.int16),
+        index=index,
     )
 
 
-ARRAYS = [f.name for f in fields(GridCloud) if f.name != "origin"]
+ARRAYS = [f.name for f in fields(GridCloud) if f.name not in ("origin", "index")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +97,27 @@ class Scene:
 
     Args:
         folder: where its arrays lie.
-        index: its position in the store.
-        name: its name in the data set.
+        number: its position in the store.
+        name: unique in the store.
+        cloud: name of its cloud in the data set; tiles of one cloud share it.
         group: what splits are made of.
         grid: cell size, metres.
         num_points: grid points, n.
         num_original: original points, N.
         origin: `[3]` float64, add it to `points` to get the original coordinates.
+        blocks: number, lowest corner and shape of the blocks of its `index`.
     """
 
     folder: Path
-    index: int
+    number: int
     name: str
+    cloud: str
     group: str
     grid: float
     num_points: int
     num_original: int
     origin: np.ndarray
+    blocks: dict
 
     @cached_property
     def points(self) -> np.ndarray:
@@ -126,6 +138,22 @@ class Scene:
     @cached_property
     def original_labels(self) -> np.ndarray:
         return self._array("original_labels", self.num_original)
+
+    @cached_property
+    def rows(self) -> np.ndarray | None:
+        """`[N]` int64, the row of every original point in its cloud; None where the scene is a whole cloud."""
+        return None
+
+    @cached_property
+    def index(self) -> BlockIndex:
+        """What balls are cut out of `points` with."""
+        return BlockIndex(
+            low=np.array(self.blocks["low"]),
+            edge=CELLS * self.grid,
+            shape=tuple(self.blocks["shape"]),
+            keys=self._array("block_keys", self.blocks["count"]),
+            starts=self._array("block_starts", self.blocks["count"] + 1),
+        )
 
     @cached_property
     def tree(self) -> cKDTree:
@@ -181,15 +209,17 @@ class SceneStore:
         self.scenes = [
             Scene(
                 folder=self.path / "scenes" / entry["name"],
-                index=index,
+                number=number,
                 name=entry["name"],
+                cloud=entry["name"],
                 group=entry["group"],
                 grid=self.grid,
                 num_points=entry["points"],
                 num_original=entry["original_points"],
                 origin=np.array(entry["origin"]),
+                blocks=entry["blocks"],
             )
-            for index, entry in enumerate(self.manifest["scenes"])
+            for number, entry in enumerate(self.manifest["scenes"])
         ]
 
     @classmethod
@@ -321,16 +351,23 @@ def _write_scenes(
 def _write_scene(scene: RawScene, folder: Path, grid: float, num_classes: int) -> None:
     cloud = grid_cloud(scene.read(), grid)
     with atomic_folder(folder) as temporary:
-        for name in ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(cloud, name))
+        arrays = {name: getattr(cloud, name) for name in ARRAYS}
+        arrays |= {"block_keys": cloud.index.keys, "block_starts": cloud.index.starts}
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
         entry = {
             "name": scene.name,
             "group": scene.group,
             "points": len(cloud.points),
             "original_points": len(cloud.inverse),
             "origin": cloud.origin.tolist(),
+            "blocks": {
+                "count": len(cloud.index.keys),
+                "low": cloud.index.low.tolist(),
+                "shape": cloud.index.shape,
+            },
             "class_counts": np.bincount(cloud.labels[cloud.labels >= 0], minlength=num_classes).tolist(),
-            "sha256": {name: _sha256(temporary / f"{name}.npy") for name in ARRAYS},
+            "sha256": {name: _sha256(temporary / f"{name}.npy") for name in arrays},
         }
         write_json(temporary / "scene.json", entry)
 

@@ -42,7 +42,7 @@ def weak_labels(store: SceneStore, rate: float, seed: int) -> list[np.ndarray]:
     every run with this rate and seed trains on the same labels.
 
     Returns:
-        Per scene, in store order, `[n]` int64 labels with -1 on the points that are not labelled.
+        Per scene, in store order, `[n]` int16 labels with -1 on the points that are not labelled.
 
     Raises:
         UserError: a rate outside (0, 1], a negative seed, or a stored mask that does not fit its scene.

@@ -12,6 +12,7 @@ from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
 from ..config import TrainConfig
 from ..data import Batch, Scene, SceneStore, train_loader, weak_labels
+from ..distributed import pick_device
 from ..errors import UserError
 from ..inference import BasicBranch, Voting, evaluate
 from .checkpoint import Model, TrainingState, load_weights, save_model, save_modules
@@ -108,7 +109,7 @@ def open_sources(config: TrainConfig) -> Sources:
     if not any((scene.original_labels >= 0).any() for scene in test_scenes):
         raise UserError(f"data.test_groups {config.data.test_groups} hold no labelled point to evaluate on")
     labels = weak_labels(store, config.data.label_rate, config.data.label_seed)
-    train_labels = [labels[scene.index] for scene in train_scenes]
+    train_labels = [labels[scene.number] for scene in train_scenes]
     stages = METHODS[config.method]
 
     def batches(stage: int, epoch: int) -> Iterable[Batch]:
@@ -205,13 +206,3 @@ def parameter_groups(objective: Objective, offset_lr_factor: float) -> tuple[lis
 def derived_seed(*numbers: int) -> int:
     """A seed that depends on all of `numbers`, none of them negative, and on how many there are."""
     return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a setting; `auto` is the GPU when there is one. UserError: no such device here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -41,7 +41,7 @@ def test_a_sample_shows_the_network_ones_features_and_height(rooms_store):
     scene = rooms_store.scenes[1]
     centre = scene.points[7].astype(float)
     rows = rows_within(scene.tree, centre, 1.0)
-    sample = make_sample(scene, scene.labels, centre, rows, scene.index)
+    sample = make_sample(scene, scene.labels, centre, rows, scene.number)
     assert (sample.feat.dtype, sample.coord.dtype, sample.labels.dtype) == (np.float32, np.float32, np.int64)
     np.testing.assert_allclose(sample.coord + centre, scene.points[rows], atol=1e-6)
     np.testing.assert_array_equal(sample.feat[:, 0], 1)

@@ -69,9 +69,9 @@ def test_scenes_are_named_by_their_index_in_the_store(rooms_store):
     scenes = rooms_store.group(["Area_2"])
     weak = weak_labels(rooms_store, 0.05, 0)
     data = DataConfig(store="", train_groups=[], test_groups=[], radius=1.0, batch_size=4)
-    labels = [weak[scene.index] for scene in scenes]
+    labels = [weak[scene.number] for scene in scenes]
     for batch in train_loader(scenes, labels, data, AugmentConfig(), steps=3, seed=0, epoch=0, pairs=True):
-        assert set(batch.scenes) <= {scene.index for scene in scenes} == {2, 3}
+        assert set(batch.scenes) <= {scene.number for scene in scenes} == {2, 3}
 
 
 @pytest.mark.parametrize("pairs", [False, True])

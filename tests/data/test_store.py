@@ -73,7 +73,7 @@ def test_a_store_holds_what_was_prepared(tiny_dataset, tmp_path):
             assert isinstance(getattr(scene, name), np.memmap)
             np.testing.assert_array_equal(getattr(scene, name), getattr(expected, name))
         counts = np.bincount(expected.labels[expected.labels >= 0], minlength=3).tolist()
-        assert store.manifest["scenes"][scene.index]["class_counts"] == counts
+        assert store.manifest["scenes"][scene.number]["class_counts"] == counts
     store.verify()
 
 
@@ -131,7 +131,7 @@ def test_a_killed_preparation_leaves_whole_scenes_only(tiny_dataset, tmp_path, m
     def save_or_die(path, array):
         save(path, array)
         calls.append(path)
-        if len(calls) == len(ARRAYS) + 2:
+        if len(calls) == len(ARRAYS) + 4:
             killed()
 
     def child():
@@ -207,7 +207,7 @@ def test_stores_of_another_kind_are_refused(tiny_dataset, tmp_path):
     manifest = store.path / "manifest.json"
     manifest.write_text(json.dumps({**store.manifest, "format": 99}))
     for use in (SceneStore.open, lambda path: prepare(tiny_dataset, path, 0.25, progress=False)):
-        with pytest.raises(UserError, match="store format 99, this version reads format 1"):
+        with pytest.raises(UserError, match="store format 99, this version reads format 2"):
             use(store.path)
     manifest.write_text("{")
     with pytest.raises(UserError, match=r"manifest.json: not the manifest of a scene store"):

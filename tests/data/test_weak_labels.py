@@ -29,7 +29,7 @@ def test_every_point_of_a_class_is_equally_likely():
 
 def test_labels_are_the_scene_s_or_minus_one(store):
     for scene, labels in zip(store.scenes, weak_labels(store, 0.1, 0), strict=True):
-        assert labels.dtype == np.int64
+        assert labels.dtype == np.int16
         kept = labels >= 0
         np.testing.assert_array_equal(labels[kept], scene.labels[kept])
         assert (labels[~kept] == -1).all()

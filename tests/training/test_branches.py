@@ -13,7 +13,7 @@ VOTING = Voting(radius=RADIUS, votes=1, batch_size=2)
 
 def balls_of(scene, count=2):
     centres = scene.points[:: len(scene.points) // count][:count]
-    return [make_sample(scene, scene.labels, c, rows_within(scene.tree, c, RADIUS), scene.index) for c in centres]
+    return [make_sample(scene, scene.labels, c, rows_within(scene.tree, c, RADIUS), scene.number) for c in centres]
 
 
 def module_of(kind, net):
@@ -55,7 +55,7 @@ def test_the_partner_of_a_ball_is_a_training_ball_fixed_by_the_seed(store):
 
     first = partners(0, range(6))
     assert first == partners(0, reversed(range(6))) != partners(1, range(6))
-    assert {scene for scene, _ in first} <= {scene.index for scene in train}
+    assert {scene for scene, _ in first} <= {scene.number for scene in train}
 
 
 def test_all_branches_can_be_evaluated(store, backbone):

@@ -42,7 +42,7 @@ def batch_of(store, settings, pairs: bool, epoch: int = 0, rate: float = 0.1):
     scenes = store.group(["train"])
     labels = weak_labels(store, rate, 0)
     where = {"steps": 1, "seed": 0, "epoch": epoch, "pairs": pairs}
-    return next(iter(train_loader(scenes, [labels[s.index] for s in scenes], settings.data, settings.augment, **where)))
+    return next(iter(train_loader(scenes, [labels[s.number] for s in scenes], settings.data, settings.augment, **where)))
 
 
 def with_optim(config: TrainConfig, **changes) -> TrainConfig:
