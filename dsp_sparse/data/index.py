@@ -84,7 +84,7 @@ class BlockIndex:
         """The numbers (0 to K - 1, ascending, int64) of the blocks that a ball touches."""
         # Points were assigned to blocks with rounding: a block is a little larger than it says.
         centre, radius = np.asarray(centre, np.float64) - self.low, radius + 1e-6 * self.edge
-        nx, ny, nz = self.shape
+        _, ny, nz = self.shape
         low = np.clip((centre - radius) // self.edge, 0, np.array(self.shape) - 1).astype(np.int64)
         high = np.clip((centre + radius) // self.edge, -1, np.array(self.shape) - 1).astype(np.int64)
         # In a slab of equal x, the keys from the lowest to the highest block of the ball.
