@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dsp_sparse.backbones.base import TapInfo
 from dsp_sparse.data import GridCloud, Sample
+from dsp_sparse.data.index import BlockIndex
 from dsp_sparse.inference import Voting, evaluate, evaluating, predict_probabilities, rotated
 
 
