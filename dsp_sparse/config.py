@@ -1,7 +1,9 @@
 """Typed settings of a training run. YAML files and command-line flags fill the same frozen dataclasses."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from .backbones.kpfcnn import KPFCNNConfig
 from .backbones.minkunet import MinkUNetConfig
@@ -9,13 +11,54 @@ from .errors import UserError
 
 Backbone = Literal["kpfcnn", "minkunet"]
 Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
+LabelledBy = Literal["class", "cloud"]
 
 
 def _require(section: str, settings: object, **expected: tuple[bool, str]) -> None:
-    """Raise a UserError for the first setting whose condition does not hold."""
+    """Raise a UserError for the first setting whose condition does not hold, or that is not a finite number."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{section}{name} must be a finite number, got {value}")
     for name, (holds, what) in expected.items():
         if not holds:
             raise UserError(f"{section}{name} must be {what}, got {getattr(settings, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """Which points carry a label in training: a share of them, so many a cloud, or those of a mask.
+
+    Args:
+        rate: share of the points, in (0, 1]; 1 is full supervision.
+        by: what the rate is a share of. `class`: the points of each class of a cloud, at least one; `cloud`: all points
+            of a cloud that have a label.
+        points: so many points a cloud, whatever their class, instead of a share (ScanNet's data-efficient benchmark).
+        mask: folder of masks of the original points instead, in the order of the source files: `<cloud>.npy`, bool, or
+            `<cloud>.ply` with a field that is not 0 where a point is labelled.
+        mask_field: that field.
+        seed: seed of the draw; the same settings with the same seed label the same points.
+
+    Raises:
+        UserError: a setting out of its range, or both `points` and `mask`.
+    """
+
+    rate: float = 0.1
+    by: LabelledBy = "class"
+    points: int | None = None
+    mask: str | Path | None = None
+    mask_field: str = "labelled"
+    seed: int = 0
+
+    def __post_init__(self):
+        _require(
+            "label_",
+            self,
+            rate=(0 < self.rate <= 1, "in (0, 1]"),
+            by=(self.by in get_args(LabelledBy), f"one of {', '.join(get_args(LabelledBy))}"),
+            points=(self.points is None or self.points >= 1, "at least 1 or null"),
+            mask=(self.mask is None or self.points is None, "null where label_points is given"),
+            seed=(self.seed >= 0, "at least 0"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +67,16 @@ class DataConfig:
 
     Args:
         store: folder of the scene store that `dsp-sparse prepare` wrote.
-        train_groups: scene groups to train on (S3DIS: areas; ScanNet: the split file's name; PLY: the YAML's groups).
+        train_groups: scene groups to train on (S3DIS: areas; ScanNet: the split file's name; clouds of your own: the
+            YAML's groups). None: every group that is not tested.
         test_groups: scene groups to evaluate on.
-        label_rate: share of the points of each cloud and class that carry a label, in (0, 1]; 1 is full supervision.
-        label_seed: seed of the draw of weak labels; runs with the same rate and seed see the same labels.
+        label_rate: share of the points that carry a label, in (0, 1]; 1 is full supervision.
+        label_by: what the rate is a share of: the points of each `class` of a cloud, at least one, or of the `cloud`.
+        label_points: so many labelled points a cloud, whatever their class, instead of a share.
+        label_mask: folder of masks that say which original points are labelled, instead: `<cloud>.npy` (bool) or
+            `<cloud>.ply`, in the order of the source files.
+        label_mask_field: field of a PLY mask, not 0 where a point is labelled.
+        label_seed: seed of the draw of weak labels; runs with the same label settings see the same labels.
         radius: radius of the balls that are the network's samples, in metres.
         max_points: most points a sample; the points nearest to the centre are kept. None: no limit.
         batch_size: samples a step; even, because the csfr and joint stages take them as pairs.
@@ -35,9 +84,13 @@ class DataConfig:
     """
 
     store: str
-    train_groups: list[str]
     test_groups: list[str]
+    train_groups: list[str] | None = None
     label_rate: float = 0.1
+    label_by: LabelledBy = "class"
+    label_points: int | None = None
+    label_mask: str | None = None
+    label_mask_field: str = "labelled"
     label_seed: int = 0
     radius: float = 2.0
     max_points: int | None = None
@@ -48,12 +101,23 @@ class DataConfig:
         _require(
             "data.",
             self,
-            label_rate=(0 < self.label_rate <= 1, "in (0, 1]"),
-            label_seed=(self.label_seed >= 0, "at least 0"),
             radius=(self.radius > 0, "positive"),
             max_points=(self.max_points is None or self.max_points >= 1, "at least 1 or null"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             workers=(self.workers >= 0, "at least 0"),
+        )
+        self.labelling  # noqa: B018 (checks the settings of the labels)
+
+    @property
+    def labelling(self) -> Labelling:
+        """Which points carry a label."""
+        return Labelling(
+            rate=self.label_rate,
+            by=self.label_by,
+            points=self.label_points,
+            mask=self.label_mask,
+            mask_field=self.label_mask_field,
+            seed=self.label_seed,
         )
 
 
@@ -166,10 +230,13 @@ class EvalConfig:
 
     Args:
         votes: balls are drawn until every point was seen at least this often; probabilities are averaged.
+        rotations: every ball is shown at this many evenly spaced angles about the vertical axis, which takes as many
+            times as long; probabilities are averaged.
         batch_size: balls a forward pass.
     """
 
     votes: int = 3
+    rotations: int = 1
     batch_size: int = 4
 
     def __post_init__(self):
@@ -177,6 +244,7 @@ class EvalConfig:
             "eval.",
             self,
             votes=(self.votes >= 1, "at least 1"),
+            rotations=(self.rotations >= 1, "at least 1"),
             batch_size=(self.batch_size >= 1, "at least 1"),
         )
 

@@ -103,7 +103,7 @@ class CrossBranch(BasicBranch):
 
 
 def predict_probabilities(
-    branch: BasicBranch, cloud: Scene | GridCloud, voting: Voting, index: int = 0, bar: tqdm | None = None
+    branch: BasicBranch, cloud: Scene | GridCloud, voting: Voting, number: int = 0, bar: tqdm | None = None
 ) -> Tensor:
     """Average the class probabilities of every grid point over the balls that saw it, each at all its rotations.
 
@@ -113,19 +113,19 @@ def predict_probabilities(
         branch: what turns balls into logits.
         cloud: the grid points, n of them, at least one.
         voting: how they are covered.
-        index: the scene's index in its store; it seeds the balls beside `voting.seed`.
+        number: the scene's position in its store; it seeds the balls beside `voting.seed`.
         bar: advances by every grid point that has its votes.
 
     Returns:
         `[n, C]` float32 on the CPU, rows sum to 1.
     """
-    generator = np.random.default_rng([voting.seed, index])
+    generator = np.random.default_rng([voting.seed, number])
     balls = cover(np.asarray(cloud.points), voting.radius, voting.votes, generator, voting.max_points)
     angles = [2 * math.pi * turn / voting.rotations for turn in range(voting.rotations)]
     total = torch.zeros(len(cloud.points), branch.net.tap.out_channels)
     seen = torch.zeros(len(cloud.points), dtype=torch.int32)
     with evaluating(branch.net):
-        while cut := [make_sample(cloud, cloud.labels, *ball, index) for ball in islice(balls, voting.batch_size)]:
+        while cut := [make_sample(cloud, cloud.labels, *ball, number) for ball in islice(balls, voting.batch_size)]:
             for angle in angles:
                 for ball, logits in zip(cut, branch([rotated(ball, angle) for ball in cut]), strict=True):
                     total[torch.from_numpy(ball.rows)] += logits.float().softmax(1).cpu()
@@ -171,7 +171,7 @@ def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str
     with tqdm(total=points, desc="evaluate", unit="point", unit_scale=True, disable=rank() > 0) as bar:
         for number, scene in enumerate(mine, 1):
             bar.set_postfix_str(f"scene {number}/{len(mine)}")
-            predicted = predict_probabilities(branch, scene, voting, scene.index, bar).argmax(1).numpy()
+            predicted = predict_probabilities(branch, scene, voting, scene.number, bar).argmax(1).numpy()
             grid.update(scene.labels, predicted)
             original.update(scene.original_labels, predicted[scene.inverse])
     original, grid = (ConfusionMatrix.of(sum_over_ranks(matrix.counts)) for matrix in (original, grid))

@@ -24,9 +24,9 @@ class ConfusionMatrix:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> "ConfusionMatrix":
-        """The matrix with the counts `[C, C]`, which are not copied."""
-        matrix = cls(0)
-        matrix.counts = counts
+        """The matrix with the counts `[C, C]`."""
+        matrix = cls(len(counts))
+        matrix.counts += counts
         return matrix
 
     def update(self, labels: Tensor | np.ndarray, predictions: Tensor | np.ndarray) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from .. import __version__
 from ..backbones.engines import build_engine
 from ..config import CompareConfig, TrainConfig
+from ..distributed import pick_device
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from ..training.loop import first_network, open_sources, pick_device, train
+from ..training.loop import first_network, open_sources, train
 from ..training.run import Run
 from ..training.scores import read_scores
 from ..training.stages import METHODS

@@ -41,6 +41,10 @@ class KnownBranch:
 class KnownScene(GridCloud):
     number = 4
 
+    @property
+    def num_points(self):
+        return len(self.points)
+
 
 def scene_of(points=200, classes=3, seed=0) -> KnownScene:
     generator = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """Scores against a hand-counted example."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -33,13 +35,26 @@ def test_a_class_that_is_only_predicted_counts_as_zero():
 
 def test_parts_add_up_to_the_whole():
     """The matrix of a split is the sum of its scenes' matrices, whatever the integer types."""
-    whole, first, second = (ConfusionMatrix(4) for _ in range(3))
+    whole, parts = ConfusionMatrix(4), [ConfusionMatrix(4), ConfusionMatrix(4)]
     labels, predictions = np.array(LABELS, dtype=np.int16), np.array(PREDICTIONS, dtype=np.uint8)
     whole.update(labels, predictions)
-    first.update(labels[:3], predictions[:3])
-    second.update(labels[3:], predictions[3:])
-    first.merge(second)
-    assert np.array_equal(first.counts, whole.counts)
+    parts[0].update(labels[:3], predictions[:3])
+    parts[1].update(labels[3:], predictions[3:])
+    total = ConfusionMatrix.of(parts[0].counts + parts[1].counts)
+    assert np.array_equal(total.counts, whole.counts) and total.miou() == whole.miou()
+
+
+def test_scores_are_what_json_can_hold():
+    """By class name, with null for a class that has no score."""
+    confusion = ConfusionMatrix(4)
+    confusion.update(np.array(LABELS), np.array(PREDICTIONS))
+    scores = json.loads(json.dumps(confusion.scores("abcd"), allow_nan=False))
+    assert scores["iou"] == {"a": 2 / 5, "b": 1 / 3, "c": 0, "d": None}
+    assert scores["accuracy"] == {"a": 2 / 3, "b": 1 / 2, "c": 0, "d": None}
+    assert scores["miou"] == confusion.miou() and scores["mean_accuracy"] == confusion.mean_accuracy()
+    assert scores["overall_accuracy"] == 1 / 2 and scores["points"] == 6
+    assert scores["confusion"] == confusion.counts.tolist()
+    assert ConfusionMatrix(1).scores("a")["miou"] is None
 
 
 def test_no_point_at_all_has_no_score():

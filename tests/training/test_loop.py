@@ -12,7 +12,7 @@ from dsp_sparse.errors import UserError
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
 from dsp_sparse.training.checkpoint import TrainingState, load_model, load_modules
-from dsp_sparse.training.loop import derived_seed, pick_device, train
+from dsp_sparse.training.loop import derived_seed, train
 from dsp_sparse.training.run import Run, load_config
 from dsp_sparse.training.stages import METHODS
 
@@ -313,12 +313,6 @@ def test_what_does_not_fit_together_is_named(settings, tmp_path):
     with pytest.raises(UserError, match="not a scene store"):
         train(replace(settings, data=replace(settings.data, store=str(tmp_path))), tmp_path / "store")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_device_that_is_not_there_is_named():
-    """The setting is named with its value."""
-    with pytest.raises(UserError, match="device 'cuda:77' cannot be used"):
-        pick_device("cuda:77")
 
 
 def test_seeds_of_stages_and_epochs_differ():

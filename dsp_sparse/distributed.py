@@ -1,0 +1,106 @@
+"""The processes of one job, as torchrun starts them. Without torchrun there is one: rank 0 of 1.
+
+    torchrun --nproc-per-node 2 -m dsp_sparse evaluate RUN
+
+Only sums of integers pass between the ranks, through gloo on the CPU, so that a result does not depend on how many
+there are.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from .errors import UserError
+
+# A rank that is done waits for the slowest one. One that died is noticed at once: its connection closes.
+PATIENCE = timedelta(days=7)
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """The number of this process among those of the job."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes the job has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Inside, the processes that torchrun started are one job; a process that it did not start is a job of its own.
+
+    Raises:
+        UserError: the environment does not say how to reach the other processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    try:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"WORLD_SIZE is set, but the job cannot be joined ({str(error).splitlines()[0]})") from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a setting, that of this rank where there are several GPUs.
+
+    Args:
+        name: `auto` is the GPU when there is one; `auto` and `cuda` are the GPU with the number of the process on its
+            machine (LOCAL_RANK of torchrun).
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def share(items: Sequence[Item], cost: Callable[[Item], float]) -> list[Item]:
+    """The items that this rank takes: each goes, the costly ones first, to the rank that has least to do so far.
+
+    Args:
+        items: the same on every rank.
+        cost: how long an item takes, in any unit.
+    """
+    loads, mine = [0.0] * world(), []
+    for item in sorted(items, key=cost, reverse=True):
+        lowest = loads.index(min(loads))
+        loads[lowest] += cost(item)
+        if lowest == rank():
+            mine.append(item)
+    return mine
+
+
+def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
+    """The sum of an int64 array over all ranks, on every rank. Every rank waits for the others here.
+
+    Raises:
+        ConnectionError: another rank ended before it came here.
+    """
+    if world() == 1:
+        return counts
+    total = torch.from_numpy(counts.copy())
+    try:
+        dist.all_reduce(total)
+    except RuntimeError:
+        raise ConnectionError("another process of the job ended before it was done; its own message says why") from None
+    return total.numpy()
