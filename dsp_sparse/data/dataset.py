@@ -1,17 +1,20 @@
-"""What every loader of a data set returns, before anything is subsampled."""
+"""What every loader of a data set returns, before anything is subsampled: clouds, a piece at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
 
+# Points of a piece: what reading a cloud of any size holds in memory.
+CHUNK = 1_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class RawCloud:
-    """One cloud as scanned.
+    """A piece of a cloud as scanned, or all of it.
 
     Args:
         points: `[N, 3]` float64, metres.
@@ -32,23 +35,21 @@ class RawScene:
         name: unique in the data set; becomes a folder name.
         group: what splits are made of (an S3DIS area, a ScanNet split).
         source: file or folder it is read from, for messages.
-        load: reads the cloud; picklable, so that other processes can call it.
+        chunks: reads the cloud, at most `CHUNK` points at a time; picklable, so that other processes can call it.
     """
 
     name: str
     group: str
     source: Path
-    load: Callable[[], RawCloud]
+    chunks: Callable[[], Iterable[RawCloud]]
 
-    def read(self) -> RawCloud:
-        """Load the cloud and check it.
+    def read(self) -> Iterator[RawCloud]:
+        """The pieces of the cloud in the original order of its points, checked.
 
         Raises:
-            UserError: no points, or coordinates or features that are not finite.
+            UserError: no points at all, or coordinates or features that are not finite.
         """
-        cloud = self.load()
-        check_cloud(cloud, self.source)
-        return cloud
+        return checked(self.chunks(), self.source)
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,31 @@ class Dataset:
     scenes: list[RawScene]
 
 
-def check_cloud(cloud: RawCloud, source: Path) -> None:
-    """Raise a UserError naming `source` if the cloud is empty or holds values that are not finite."""
-    if not len(cloud.points):
+def checked(pieces: Iterable[RawCloud], source: Path) -> Iterator[RawCloud]:
+    """The pieces that hold points, in order.
+
+    Raises:
+        UserError: the cloud is empty, or a piece holds coordinates or features that are not finite; names `source`
+            and the first such point, counted from 1.
+    """
+    total = 0
+    for piece in pieces:
+        for name, values in (("coordinates", piece.points), ("features", piece.features)):
+            finite = np.isfinite(values).all(1)
+            if not finite.all():
+                row = int(finite.argmin())
+                raise UserError(f"{source}: point {total + row + 1} has {name} {values[row].tolist()}, expected finite")
+        total += len(piece.points)
+        if len(piece.points):
+            yield piece
+    if not total:
         raise UserError(f"{source}: the cloud is empty, expected at least one point")
-    for name, values in (("coordinates", cloud.points), ("features", cloud.features)):
-        bad = int((~np.isfinite(values).all(1)).sum())
-        if bad:
-            raise UserError(f"{source}: {bad} of {len(values)} points have {name} that are not finite")
+
+
+def concatenate(pieces: Iterable[RawCloud]) -> RawCloud:
+    """One cloud of pieces; at least one piece."""
+    pieces = list(pieces)
+    return RawCloud(*(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(RawCloud)))
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

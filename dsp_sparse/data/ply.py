@@ -1,6 +1,6 @@
 """Any PLY files: which fields to read, which classes there are and how files form groups comes from a YAML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from plyfile import PlyData, PlyParseError
 
 from ..errors import UserError
-from .dataset import Dataset, RawCloud, RawScene, check_cloud, existing_folder
+from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def scenes(root: str | Path, config: PlyConfig) -> Dataset:
     return Dataset(config.name, root, list(config.classes), dict(config.features), found)
 
 
-def load(path: Path, config: PlyConfig) -> RawCloud:
+def load(path: Path, config: PlyConfig) -> Iterator[RawCloud]:
     """Read one file with its labels.
 
     Raises:
@@ -95,14 +95,15 @@ def load(path: Path, config: PlyConfig) -> RawCloud:
     vertices = read_vertices(path)
     cloud = cloud_of(vertices, path, config.features, config.coordinates)
     if config.label is None:
-        return cloud
+        yield cloud
+        return
     ids, inverse = np.unique(columns(vertices, path, [config.label]).astype(np.int64), return_inverse=True)
     table = dict.fromkeys(config.ignore, -1)
     table |= {i: label for label, listed in enumerate(config.classes.values()) for i in listed}
     unknown = [int(i) for i in ids if i not in table]
     if unknown:
         raise UserError(f"{path}: {config.label} has the ids {unknown}, expected only ids listed in classes or ignore")
-    return RawCloud(cloud.points, cloud.features, np.array([table[i] for i in ids.tolist()])[inverse.reshape(-1)])
+    yield RawCloud(cloud.points, cloud.features, np.array([table[i] for i in ids.tolist()])[inverse.reshape(-1)])
 
 
 def read_cloud(
@@ -122,7 +123,8 @@ def read_cloud(
         UserError: see `read_vertices`; an empty cloud; values that are not finite.
     """
     path = Path(path)
-    return cloud_of(read_vertices(path), path, features, coordinates)
+    (cloud,) = checked([cloud_of(read_vertices(path), path, features, coordinates)], path)
+    return cloud
 
 
 def read_vertices(path: Path, triangles: bool = False) -> np.ndarray:
@@ -159,10 +161,8 @@ def cloud_of(
 ) -> RawCloud:
     """The cloud that vertices hold, all its labels -1; arguments and errors as for `read_cloud`."""
     scaled = columns(vertices, path, list(features)) / np.array(list(features.values()))
-    cloud = RawCloud(
+    return RawCloud(
         points=columns(vertices, path, list(coordinates)),
         features=scaled.clip(0, 1).astype(np.float32),
         labels=np.full(len(vertices), -1, np.int64),
     )
-    check_cloud(cloud, path)
-    return cloud

@@ -1,6 +1,7 @@
 """S3DIS, and everything in its layout: `Area_<k>/<room>/Annotations/<class>_<i>.txt` with lines `x y z r g b`."""
 
 import io
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -49,19 +50,17 @@ def scenes(root: str | Path) -> Dataset:
     return Dataset("s3dis", root, CLASSES, COLOURS, found)
 
 
-def load(room: Path) -> RawCloud:
+def load(room: Path) -> Iterator[RawCloud]:
     """Read one room: its objects' points in the order of their file names. Unknown class names count as clutter.
 
     Raises:
         UserError: a line that is not six numbers, or a colour outside 0 to 255; names the file and the line.
     """
-    values, labels = [np.empty((0, 6))], [np.empty(0, np.int64)]
     for path in sorted((room / "Annotations").glob("*.txt")):
         name = path.stem.rsplit("_", 1)[0]
-        values.append(read_points(path))
-        labels.append(np.full(len(values[-1]), CLASSES.index(name if name in CLASSES else "clutter"), np.int64))
-    cloud = np.concatenate(values)
-    return RawCloud(cloud[:, :3], (cloud[:, 3:] / 255).astype(np.float32), np.concatenate(labels))
+        label = CLASSES.index(name if name in CLASSES else "clutter")
+        values = read_points(path)
+        yield RawCloud(values[:, :3], (values[:, 3:] / 255).astype(np.float32), np.full(len(values), label, np.int64))
 
 
 def read_points(path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """ScanNet: `scans/<scene>/<scene>_vh_clean_2.ply` with `….labels.ply` beside it, splits in `scannetv2_<split>.txt`."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def scenes(root: str | Path) -> Dataset:
     return Dataset("scannet", root, CLASSES, COLOURS, found)
 
 
-def load(folder: Path) -> RawCloud:
+def load(folder: Path) -> Iterator[RawCloud]:
     """Read one scene; ids outside the 20 classes become -1.
 
     Raises:
@@ -69,4 +70,4 @@ def load(folder: Path) -> RawCloud:
         raise UserError(f"{labels_path}: {len(ids)} labels, expected {len(cloud.points)}, one a point of {path.name}")
     table = {nyu: label for label, nyu in enumerate(NYU40.values())}
     distinct, inverse = np.unique(ids, return_inverse=True)
-    return RawCloud(cloud.points, cloud.features, np.array([table.get(i, -1) for i in distinct.tolist()])[inverse])
+    yield RawCloud(cloud.points, cloud.features, np.array([table.get(i, -1) for i in distinct.tolist()])[inverse])

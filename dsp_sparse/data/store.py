@@ -26,7 +26,7 @@ from kpconv_ops import grid_subsample
 from .. import __version__
 from ..errors import UserError
 from ..files import atomic_folder, write_json
-from .dataset import Dataset, RawCloud, RawScene
+from .dataset import Dataset, RawCloud, RawScene, concatenate
 from .index import CELLS, BlockIndex
 
 FORMAT = 2
@@ -349,7 +349,7 @@ def _write_scenes(
 
 
 def _write_scene(scene: RawScene, folder: Path, grid: float, num_classes: int) -> None:
-    cloud = grid_cloud(scene.read(), grid)
+    cloud = grid_cloud(concatenate(scene.read()), grid)
     with atomic_folder(folder) as temporary:
         arrays = {name: getattr(cloud, name) for name in ARRAYS}
         arrays |= {"block_keys": cloud.index.keys, "block_starts": cloud.index.starts}

@@ -7,6 +7,7 @@ from numpy.lib import recfunctions
 from plyfile import PlyData, PlyElement
 
 from ..data import grid_cloud
+from ..data.dataset import checked
 from ..data.ply import cloud_of, read_vertices
 from ..errors import UserError
 from ..files import atomic_path
@@ -44,7 +45,8 @@ def predict_file(
     model = load_model(run, pick_device(device), engine)
     path = Path(path)
     vertices = read_vertices(path)
-    cloud = grid_cloud(cloud_of(vertices, path, model.features), model.grid)
+    (raw,) = checked([cloud_of(vertices, path, model.features)], path)
+    cloud = grid_cloud(raw, model.grid)
     voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes)
     confidence, label = predict_probabilities(BasicBranch(model.net), cloud, voting).max(1)
     fields = recfunctions.drop_fields(vertices, ["label", "confidence"], usemask=False)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dsp_sparse.data import RawCloud
+from dsp_sparse.data import RawCloud, RawScene
+from dsp_sparse.data.dataset import concatenate
 
 CLASSES = ["floor", "thing", "rare"]
 
@@ -17,3 +18,8 @@ def tiny_cloud(seed: int, count: int = 400, shift: float = 0.0) -> RawCloud:
         features=generator.random((count, 3)).astype(np.float32),
         labels=labels,
     )
+
+
+def whole(scene: RawScene) -> RawCloud:
+    """The whole cloud of a scene, checked."""
+    return concatenate(scene.read())

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from clouds import whole
 
 from dsp_sparse.data import generate_rooms, s3dis
 from dsp_sparse.data.furniture import OPTIONAL, furnish
@@ -77,7 +78,7 @@ def test_rooms_are_written_in_the_layout_of_s3dis(tmp_path):
     out = generate_rooms(tmp_path / "rooms", rooms=3, points=2000, seed=0, areas=2)
     dataset = s3dis.scenes(out)
     assert [s.name for s in dataset.scenes] == ["Area_1_conferenceRoom_2", "Area_1_office_1", "Area_2_office_1"]
-    cloud = dataset.scenes[1].read()
+    cloud = whole(dataset.scenes[1])
     expected, objects = make_room(0, 0, 2000, 0)
     order = np.argsort(objects, kind="stable")
     np.testing.assert_allclose(cloud.points, expected[order, :3], atol=0.00051)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from clouds import whole
 from plyfile import PlyData, PlyElement
 
 from dsp_sparse.data import scannet
@@ -31,7 +32,7 @@ def root(tmp_path):
 def test_a_scene_has_colours_and_the_benchmark_classes(root):
     dataset = scannet.scenes(root)
     assert [(s.name, s.group) for s in dataset.scenes] == [(NAME, "train")]
-    cloud = dataset.scenes[0].read()
+    cloud = whole(dataset.scenes[0])
     np.testing.assert_array_equal(cloud.points, [[0, 2, 3], [1, 2, 3], [2, 2, 3]])
     np.testing.assert_allclose(cloud.features, [[1, 0, 0.2]] * 3, rtol=1e-6)
     assert cloud.labels.tolist() == [0, -1, 19]
@@ -51,16 +52,16 @@ def test_what_is_missing_or_broken_is_named(root):
     labels = path.with_suffix(".labels.ply")
     (scene,) = scannet.scenes(root).scenes
 
-    whole = labels.read_bytes()
+    complete = labels.read_bytes()
     write(labels, [*FIELDS, ("label", "u2")], [(0, 0, 0, 0, 0, 0, 0, 1)])
     with pytest.raises(UserError, match=r"labels.ply: 1 labels, expected 3"):
-        scene.read()
-    labels.write_bytes(whole[:-40])
+        whole(scene)
+    labels.write_bytes(complete[:-40])
     with pytest.raises(UserError, match=r"labels.ply: not a whole PLY file"):
-        scene.read()
+        whole(scene)
     labels.unlink()
     with pytest.raises(UserError, match=r"labels.ply: no such file"):
-        scene.read()
+        whole(scene)
     (root / "scannetv2_train.txt").write_text("scene0707_00\n")
     with pytest.raises(UserError, match=r"scene0707_00: no such folder, expected the scene that scannetv2_train.txt"):
         scannet.scenes(root)
@@ -73,7 +74,7 @@ def test_real_scenes(real_data):
     dataset = scannet.scenes(real_data / "scannet")
     assert [s.group for s in dataset.scenes].count("val") == 2
     for scene in dataset.scenes[:2]:
-        cloud = scene.read()
+        cloud = whole(scene)
         assert len(cloud.points) == 50_000
         assert cloud.labels.min() == -1
         assert {"wall", "floor"} <= {dataset.classes[label] for label in np.unique(cloud.labels) if label >= 0}

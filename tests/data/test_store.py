@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clouds import tiny_cloud
+from clouds import tiny_cloud, whole
 
 from dsp_sparse.data import GridCloud, RawCloud, RawScene, SceneStore, grid_cloud, prepare, s3dis, scannet
 from dsp_sparse.errors import UserError
@@ -23,10 +23,10 @@ def contents(folder: Path) -> dict:
     return {p.relative_to(folder): p.read_bytes() for p in files}
 
 
-def with_scene(dataset, index, load):
-    """The data set with another way to load one scene."""
+def with_scene(dataset, index, chunks):
+    """The data set with another way to read one scene."""
     scenes = list(dataset.scenes)
-    scenes[index] = replace(scenes[index], load=load)
+    scenes[index] = replace(scenes[index], chunks=chunks)
     return replace(dataset, scenes=scenes)
 
 
@@ -65,7 +65,7 @@ def test_a_store_holds_what_was_prepared(tiny_dataset, tmp_path):
     assert (store.grid, store.classes, store.feature_names) == (0.25, tiny_dataset.classes, ["red", "green", "blue"])
     assert store.in_channels == 5
     for scene, raw in zip(store.scenes, tiny_dataset.scenes, strict=True):
-        expected: GridCloud = grid_cloud(raw.read(), 0.25)
+        expected: GridCloud = grid_cloud(whole(raw), 0.25)
         assert (scene.name, scene.group) == (raw.name, raw.group)
         assert (scene.num_points, scene.num_original) == (len(expected.points), 400)
         np.testing.assert_array_equal(scene.origin, expected.origin)
@@ -159,16 +159,16 @@ def bad_cloud(points=((0, 0, 0),)):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_cloud_is_named_and_leaves_nothing_half_written(tiny_dataset, tmp_path, workers):
-    load = partial(bad_cloud, ((0, 0, np.nan), (0, 0, 0)))
-    bad = replace(tiny_dataset, scenes=[RawScene("bad", "a", Path("bad.txt"), load)])
-    with pytest.raises(UserError, match=r"bad.txt: 1 of 2 points have coordinates that are not finite"):
+    chunks = partial(iter, [bad_cloud(((0, 0, np.nan), (0, 0, 0)))])
+    bad = replace(tiny_dataset, scenes=[RawScene("bad", "a", Path("bad.txt"), chunks)])
+    with pytest.raises(UserError, match=r"bad.txt: point 1 has coordinates \[0.0, 0.0, nan\], expected finite"):
         prepare(bad, tmp_path / "store", 0.25, workers=workers, progress=False)
     assert not (tmp_path / "store").exists()
 
 
 def test_an_empty_cloud_is_named(tiny_dataset, tmp_path):
     with pytest.raises(UserError, match=r"scene0.txt: the cloud is empty"):
-        prepare(with_scene(tiny_dataset, 0, partial(bad_cloud, ())), tmp_path / "store", 0.25, progress=False)
+        prepare(with_scene(tiny_dataset, 0, partial(iter, [bad_cloud(())])), tmp_path / "store", 0.25, progress=False)
 
 
 def test_a_folder_holds_one_data_set_on_one_grid(tiny_dataset, tmp_path):
@@ -230,7 +230,7 @@ def test_real_scenes_go_back_to_every_original_point(real_data, tmp_path):
     dataset = scannet.scenes(real_data / "scannet")
     store = prepare(replace(dataset, scenes=dataset.scenes[:1]), tmp_path / "store", 0.04, progress=False)
     (scene,) = store.scenes
-    cloud = dataset.scenes[0].read()
+    cloud = whole(dataset.scenes[0])
     restored = scene.origin + scene.points[scene.inverse]
     assert np.abs(restored - cloud.points).max() < 0.04 + 1e-5
     assert (scene.labels[scene.inverse] == cloud.labels).mean() > 0.95

@@ -23,7 +23,7 @@ def store(tmp_path_factory):
     """Two rooms to train on (group `train`) and one to test on (group `test`)."""
     folder = tmp_path_factory.mktemp("store")
     scenes = [
-        RawScene(f"room_{seed}", group, Path(f"room_{seed}"), partial(room, seed))
+        RawScene(f"room_{seed}", group, Path(f"room_{seed}"), partial(iter, [room(seed)]))
         for seed, group in enumerate(("train", "train", "test"))
     ]
     features = dict.fromkeys(("red", "green", "blue"), 255.0)
