@@ -37,6 +37,21 @@ class Extent:
             raise ValueError(f"{name} must be finite, got NaN, infinite or extremely large coordinates")
         return cls(low, size, counts)
 
+    def down_to(self, name: str, corner_name: str, corner: Tensor) -> "Extent":
+        """The boxes with other lowest corners `[B, 3]` float64. Raises ValueError where a point lies below its own."""
+        corner = corner.cpu()
+        if not corner.isfinite().all():
+            raise ValueError(f"{corner_name} must be finite, got {corner.tolist()}")
+        below = self.low - corner
+        wrong = (self.counts > 0) & (below < 0).any(dim=1)
+        if wrong.any():
+            b = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"{corner_name} must not be above any point, got {corner[b].tolist()} for sample {b} of {name}, "
+                f"whose smallest coordinates are {self.low[b].tolist()}"
+            )
+        return Extent(corner, torch.where(self.counts[:, None] > 0, self.size + below, 0.0), self.counts)
+
 
 @dataclass(frozen=True)
 class Grid:

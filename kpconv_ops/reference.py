@@ -9,15 +9,16 @@ from torch import Tensor
 # ---- geometry
 
 
-def grid_subsample(points: Tensor, offsets: Tensor, cell_size: float, features=None, labels=None):
+def grid_subsample(points: Tensor, offsets: Tensor, cell_size: float, features=None, labels=None, origin=None):
     """`(points, offsets, features, labels, inverse)` as the fields of `kpconv_ops.GridSubsample`."""
     inverse, counts = torch.empty(len(points), dtype=torch.int64), [0]
-    for begin, end in itertools.pairwise(offsets.tolist()):
+    for b, (begin, end) in enumerate(itertools.pairwise(offsets.tolist())):
         if begin == end:
             counts.append(0)
             continue
         sample = points[begin:end].double()
-        cells = ((sample - sample.amin(dim=0)) / cell_size).floor().long()
+        corner = sample.amin(dim=0) if origin is None else origin[b]
+        cells = ((sample - corner) / cell_size).floor().long()
         # Sorting by (z, y, x) makes x the fastest.
         unique, row = torch.unique(cells.flip(1), dim=0, return_inverse=True)
         inverse[begin:end] = row + sum(counts)

@@ -23,7 +23,12 @@ class GridSubsample:
 
 
 def grid_subsample(
-    points: Tensor, offsets: Tensor, cell_size: float, features: Tensor | None = None, labels: Tensor | None = None
+    points: Tensor,
+    offsets: Tensor,
+    cell_size: float,
+    features: Tensor | None = None,
+    labels: Tensor | None = None,
+    origin: Tensor | None = None,
 ) -> GridSubsample:
     """Merge the points of every cell of a cubic grid into one, as KPConv (Thomas et al. 2019) does.
 
@@ -31,17 +36,21 @@ def grid_subsample(
     by one and coordinates far from zero lose nothing. The result is the same on every run and device. Gradients flow
     to `points` and `features`.
 
+    Pieces of one cloud get the cells of the whole cloud from a common `origin`.
+
     Args:
         points: `[N, 3]` float32 or float64; `cell_size` is in the same unit.
         offsets: `[B + 1]` int64, rising from 0 to N; samples may be empty.
         cell_size: edge length of a cell.
         features: `[N, C]` float32, float64, float16 or bfloat16, averaged in float64.
         labels: `[N]` int64.
+        origin: `[B, 3]` float64, for each sample a corner of its cells, not above any coordinate of the sample; None:
+            the sample's smallest coordinates.
 
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, offsets that do not describe N rows, a cell size that is not positive or
-            so small that cells cannot be counted in 64 bits, coordinates that are not finite.
+            so small that cells cannot be counted in 64 bits, coordinates that are not finite, points below the origin.
     """
     check_points("points", points, "offsets", offsets)
     cell_size = check_positive("cell_size", cell_size)
@@ -49,7 +58,9 @@ def grid_subsample(
         check_tensor("features", features, (len(points), None), FEATURE_DTYPES, like=points)
     if labels is not None:
         check_tensor("labels", labels, (len(points),), (torch.int64,), like=points)
-    order, splits, inverse, cell_offsets = torch.ops.kpconv_ops.grid_cells(points.detach(), offsets, cell_size)
+    if origin is not None:
+        check_tensor("origin", origin, (len(offsets) - 1, 3), (torch.float64,), like=points)
+    order, splits, inverse, cell_offsets = torch.ops.kpconv_ops.grid_cells(points.detach(), offsets, cell_size, origin)
     return GridSubsample(
         torch.ops.kpconv_ops.segment_mean(points, order, splits, inverse),
         cell_offsets,
@@ -62,7 +73,8 @@ def grid_subsample(
 # Rows grouped by cell: order[splits[m]:splits[m + 1]] (int32) are the rows of cell m, ascending.
 torch.library.define(
     "kpconv_ops::grid_cells",
-    "(Tensor points, Tensor offsets, float cell_size) -> (Tensor order, Tensor splits, Tensor inverse, Tensor offsets)",
+    "(Tensor points, Tensor offsets, float cell_size, Tensor? origin=None)"
+    " -> (Tensor order, Tensor splits, Tensor inverse, Tensor offsets)",
 )
 torch.library.define(
     "kpconv_ops::segment_mean", "(Tensor values, Tensor order, Tensor splits, Tensor inverse) -> Tensor"
@@ -71,10 +83,12 @@ torch.library.define("kpconv_ops::segment_mode", "(Tensor labels, Tensor order, 
 
 
 @torch.library.impl("kpconv_ops::grid_cells", ("cpu", "cuda"))
-def _grid_cells(points, offsets, cell_size):
+def _grid_cells(points, offsets, cell_size, origin=None):
     points, offsets = points.contiguous(), offsets.contiguous()
     check_row_count("points", points)
     extent = Extent.of("points", points, "offsets", offsets)
+    if origin is not None:
+        extent = extent.down_to("points", "origin", origin)
     return grid_cells(points, offsets, cell_grid(extent, cell_size, points.device))
 
 
@@ -90,7 +104,7 @@ def grid_cells(points: Tensor, offsets: Tensor, grid: Grid) -> tuple[Tensor, Ten
 
 
 @torch.library.register_fake("kpconv_ops::grid_cells")
-def _grid_cells_fake(points, offsets, cell_size):
+def _grid_cells_fake(points, offsets, cell_size, origin=None):
     splits = torch.library.get_ctx().new_dynamic_size(min=1)
     inverse = offsets.new_empty(points.shape[0])
     order = torch.empty_like(inverse, dtype=torch.int32)

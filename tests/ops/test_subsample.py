@@ -18,8 +18,8 @@ def cloud(sizes, dtype, seed=0, scale=1.0, shift=0.0):
     return points.to(dtype), torch.tensor([0, *sizes]).cumsum(0), features.to(dtype), labels
 
 
-def assert_matches_oracle(result, points, offsets, cell_size, features=None, labels=None):
-    expected = reference.grid_subsample(points, offsets, cell_size, features, labels)
+def assert_matches_oracle(result, points, offsets, cell_size, features=None, labels=None, origin=None):
+    expected = reference.grid_subsample(points, offsets, cell_size, features, labels, origin)
     torch.testing.assert_close(
         result.points.cpu(), expected[0], rtol=1e-6 if points.dtype == torch.float32 else 1e-14, atol=1e-9
     )
@@ -45,6 +45,39 @@ def test_features_and_labels_are_optional(device):
     result = grid_subsample(points.to(device), offsets.to(device), 0.3)
     assert result.features is None and result.labels is None
     assert_matches_oracle(result, points, offsets, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [[300], [150, 0, 120, 1], [0], []])
+def test_cells_start_at_the_origin(device, dtype, sizes):
+    points, offsets, features, labels = cloud(sizes, dtype)
+    origin = -torch.arange(3.0 * len(sizes), dtype=torch.float64).view(-1, 3) / 7
+    tensors = (t.to(device) for t in (points, offsets, features, labels, origin))
+    points_, offsets_, features_, labels_, origin_ = tensors
+    result = grid_subsample(points_, offsets_, 0.17, features_, labels_, origin=origin_)
+    assert_matches_oracle(result, points, offsets, 0.17, features, labels, origin)
+
+
+def test_the_smallest_coordinates_are_the_default_origin(device):
+    points, offsets, *_ = (t.to(device) for t in cloud([90, 30], torch.float64, shift=5e5))
+    lowest = torch.stack([points[:90].amin(0), points[90:].amin(0)])
+    one, other = grid_subsample(points, offsets, 0.2), grid_subsample(points, offsets, 0.2, origin=lowest)
+    assert torch.equal(one.points, other.points) and torch.equal(one.inverse, other.inverse)
+
+
+def test_pieces_with_a_common_origin_have_the_cells_of_the_whole(device):
+    """A cloud cut along a face of its cells, piece by piece, gives bit for bit what it gives in one."""
+    points, offsets, features, labels = (t.to(device) for t in cloud([500], torch.float64, scale=3.0, shift=-7.25))
+    origin = points.amin(0, keepdim=True)
+    whole = grid_subsample(points, offsets, 0.2, features, labels)
+    left = ((points - origin) / 0.2).floor()[:, 0] < 6
+    for side in (left, ~left):
+        size = torch.tensor([0, int(side.sum())], device=device)
+        piece = grid_subsample(points[side], size, 0.2, features[side], labels[side], origin=origin)
+        cells, inverse = torch.unique(whole.inverse[side], return_inverse=True)
+        assert torch.equal(piece.inverse, inverse)
+        for name in ("points", "features", "labels"):
+            assert torch.equal(getattr(piece, name), getattr(whole, name)[cells])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -157,6 +190,7 @@ def test_gradients(device):
 def test_operators_are_registered_properly():
     points, offsets, features, labels = cloud([40, 0, 10], torch.float32)
     torch.library.opcheck(torch.ops.kpconv_ops.grid_cells, (points, offsets, 0.3))
+    torch.library.opcheck(torch.ops.kpconv_ops.grid_cells, (points, offsets, 0.3, torch.zeros(3, 3).double()))
     order, splits, inverse, _ = torch.ops.kpconv_ops.grid_cells(points, offsets, 0.3)
     torch.library.opcheck(torch.ops.kpconv_ops.segment_mean, (features.requires_grad_(), order, splits, inverse))
     torch.library.opcheck(torch.ops.kpconv_ops.segment_mode, (labels, order, splits))
@@ -200,6 +234,15 @@ GOOD = cloud([4, 6], torch.float32)
         ({"features": torch.rand(9, 5)}, ValueError, r"features must have shape \(10, \*\), got \(9, 5\)"),
         ({"features": torch.ones(10, 5).int()}, TypeError, "features must be float32"),
         ({"labels": torch.zeros(10)}, TypeError, "labels must be int64, got float32"),
+        ({"origin": torch.zeros(1, 3).double()}, ValueError, r"origin must have shape \(2, 3\), got \(1, 3\)"),
+        ({"origin": torch.zeros(2, 3)}, TypeError, "origin must be float64, got float32"),
+        (
+            {"origin": torch.ones(2, 3).double()},
+            ValueError,
+            r"origin must not be above any point, got \[1.0, 1.0, 1.0\]",
+        ),
+        ({"origin": torch.full((2, 3), torch.nan).double()}, ValueError, "origin must be finite"),
+        ({"origin": torch.full((2, 3), -torch.inf).double()}, ValueError, "origin must be finite"),
         ({"labels": torch.zeros(10, 1).long()}, ValueError, "labels must have shape"),
         ({"labels": torch.zeros(10, device="meta").long()}, ValueError, "labels must be on cpu, got meta"),
     ],
