@@ -116,7 +116,7 @@ def test_broken_clouds_are_named(tmp_path):
         read()
     for text in (False, True):
         write(tmp_path / "x.ply", [(0, 0, 0, 1, 1)] * 20, text)
-        whole = (tmp_path / "x.ply").read_bytes()
+        complete = (tmp_path / "x.ply").read_bytes()
         for size in (0, 3, 60, len(complete) - 5):
             (tmp_path / "x.ply").write_bytes(complete[:size])
             with pytest.raises(UserError, match=r"x.ply: not a whole PLY file") as error:
