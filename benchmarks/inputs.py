@@ -19,13 +19,14 @@ BALL_CELL = 0.04
 
 def room(num_points: int, number: int = ROOM) -> dict[str, Tensor]:
     """`points` `[N, 3]` in metres from the room's corner, `colours` `[N, 3]` in 0 to 1, `labels` `[N]` int64."""
-    cloud, objects = make_room(area=0, number=number, points=num_points, seed=SEED)
+    cloud, objects, names = make_room(area=0, number=number, points=num_points, seed=SEED)
     coordinates = cloud[:, :3] - cloud[:, :3].min(axis=0)
-    _, labels = np.unique([name.rsplit("_", 1)[0] for name in objects], return_inverse=True)
+    present = np.unique(objects)
+    _, labels = np.unique([names[thing].rsplit("_", 1)[0] for thing in present], return_inverse=True)
     return {
         "points": torch.from_numpy(coordinates).float(),
         "colours": torch.from_numpy(cloud[:, 3:] / 255).float(),
-        "labels": torch.from_numpy(labels),
+        "labels": torch.from_numpy(labels[np.searchsorted(present, objects)]),
     }
 
 

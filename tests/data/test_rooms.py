@@ -4,18 +4,20 @@ from clouds import whole
 
 from dsp_sparse.data import generate_rooms, s3dis
 from dsp_sparse.data.furniture import OPTIONAL, furnish
-from dsp_sparse.data.rooms import make_room
+from dsp_sparse.data.rooms import format_lines, make_room
 from dsp_sparse.errors import UserError
 
 
-def classes_of(objects):
-    return {name.rsplit("_", 1)[0] for name in objects}
+def room(area, number, points, seed):
+    """A room: its points, and the class of each."""
+    cloud, objects, names = make_room(area, number, points, seed)
+    return cloud, np.array([name.rsplit("_", 1)[0] for name in names])[objects]
 
 
 def test_two_rooms_of_an_area_have_all_classes_between_them():
     for area in range(2):
         for number in range(2):
-            pair = [classes_of(make_room(area, number + i, 10_000, seed=3)[1]) for i in range(2)]
+            pair = [set(room(area, number + i, 10_000, seed=3)[1]) for i in range(2)]
             assert set.union(*pair) == set(s3dis.CLASSES)
 
 
@@ -23,22 +25,22 @@ def test_classes_a_room_must_have_are_there():
     everywhere = {"ceiling", "floor", "wall", "door", "table", "chair", "clutter"}
     for seed in range(25):
         for kind in ("office", "conferenceRoom", "lounge"):
-            room = furnish(kind, set(OPTIONAL), np.random.default_rng(seed))
-            assert everywhere | set(OPTIONAL) <= set(room.classes)
+            furnished = furnish(kind, set(OPTIONAL), np.random.default_rng(seed))
+            assert everywhere | set(OPTIONAL) <= set(furnished.classes)
 
 
 def test_a_room_depends_on_seed_area_and_number_alone():
-    first, objects = make_room(0, 1, 3000, seed=5)
-    again, same_objects = make_room(0, 1, 3000, seed=5)
+    first, objects, names = make_room(0, 1, 3000, seed=5)
+    again, same_objects, same_names = make_room(0, 1, 3000, seed=5)
     np.testing.assert_array_equal(first, again)
-    assert objects == same_objects
+    np.testing.assert_array_equal(objects, same_objects)
+    assert names == same_names
     for other in (make_room(0, 1, 3000, seed=6), make_room(1, 1, 3000, seed=5), make_room(0, 4, 3000, seed=5)):
         assert not np.array_equal(first, other[0])
 
 
 def test_a_room_looks_like_a_room():
-    cloud, objects = make_room(0, 0, 30_000, seed=1)
-    names = np.array([name.rsplit("_", 1)[0] for name in objects])
+    cloud, names = room(0, 0, 30_000, seed=1)
     height = cloud[:, 2]
     assert len(cloud) == 30_000
     assert abs(np.median(height[names == "floor"])) < 0.02
@@ -53,8 +55,8 @@ def test_a_room_looks_like_a_room():
 
 def test_density_falls_with_distance_from_the_scanners():
     """A uniform sampling of the floor has a nearly even count a cell (Poisson); a scan has not."""
-    cloud, objects = make_room(0, 0, 60_000, seed=1)
-    floor = cloud[[name.startswith("floor") for name in objects]]
+    cloud, names = room(0, 0, 60_000, seed=1)
+    floor = cloud[names == "floor"]
     counts = np.unique((floor[:, :2] / 0.25).astype(int), axis=0, return_counts=True)[1]
     assert counts.var() > 3 * counts.mean()
 
@@ -63,9 +65,9 @@ def test_colour_alone_does_not_name_the_class():
     """The best class for every coarse colour is right in fewer than two thirds of the points of unseen rooms."""
 
     def colours(numbers):
-        rooms = [make_room(0, number, 5000, seed=2) for number in numbers]
+        rooms = [room(0, number, 5000, seed=2) for number in numbers]
         cells = (np.concatenate([cloud for cloud, _ in rooms])[:, 3:] // 32).astype(int) @ [64, 8, 1]
-        names = [s3dis.CLASSES.index(name.rsplit("_", 1)[0]) for _, objects in rooms for name in objects]
+        names = [s3dis.CLASSES.index(name) for _, names in rooms for name in names]
         return cells, np.array(names)
 
     counts = np.zeros((512, 13))
@@ -79,11 +81,29 @@ def test_rooms_are_written_in_the_layout_of_s3dis(tmp_path):
     dataset = s3dis.scenes(out)
     assert [s.name for s in dataset.scenes] == ["Area_1_conferenceRoom_2", "Area_1_office_1", "Area_2_office_1"]
     cloud = whole(dataset.scenes[1])
-    expected, objects = make_room(0, 0, 2000, 0)
-    order = np.argsort(objects, kind="stable")
+    expected, objects, names = make_room(0, 0, 2000, 0)
+    owners = np.array(names)[objects]
+    order = np.argsort(owners, kind="stable")
     np.testing.assert_allclose(cloud.points, expected[order, :3], atol=0.00051)
     np.testing.assert_allclose(cloud.features * 255, expected[order, 3:], atol=1e-4)
-    assert [s3dis.CLASSES[c] for c in cloud.labels] == [sorted(objects)[i].rsplit("_", 1)[0] for i in range(2000)]
+    assert [s3dis.CLASSES[c] for c in cloud.labels] == [name.rsplit("_", 1)[0] for name in owners[order]]
+
+
+def test_lines_are_those_of_a_format_string():
+    """Numbers that are looked up read as `%.3f` and `%d` write them, signs, zeros and carries included."""
+    generator = np.random.default_rng(0)
+    edges = [0.0, -0.0, -0.0004, 0.0004, 0.9996, -0.9996, 9.9999, -9.9999, 1234.5, -1234.5, 100.0, 7.05]
+    cloud = np.concatenate([generator.normal(0, 30, (5000, 3)), np.resize(edges, (9, 3))])
+    cloud = np.column_stack([cloud, generator.integers(0, 256, cloud.shape)])
+    expected = "".join(("{:.3f} " * 3 + "{:.0f} {:.0f} {:.0f}\n").format(*line) for line in cloud)
+    assert format_lines(cloud).tobytes().replace(b"\0", b"").decode() == expected
+
+
+def test_any_number_of_workers_makes_the_same_rooms(tmp_path):
+    one, two = (generate_rooms(tmp_path / str(n), rooms=3, points=1000, seed=4, areas=2, workers=n) for n in (1, 2))
+    files = sorted(path.relative_to(one) for path in one.rglob("*.txt"))
+    assert files and files == sorted(path.relative_to(two) for path in two.rglob("*.txt"))
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
 
 
 def test_finished_rooms_are_skipped_and_other_arguments_refused(tmp_path):
@@ -104,7 +124,7 @@ def test_finished_rooms_are_skipped_and_other_arguments_refused(tmp_path):
         generate_rooms(out, rooms=2, points=1000, seed=1, areas=1)
 
 
-@pytest.mark.parametrize("bad", [{"rooms": 1}, {"points": 10}, {"seed": -1}, {"areas": 0}])
+@pytest.mark.parametrize("bad", [{"rooms": 1}, {"points": 10}, {"seed": -1}, {"areas": 0}, {"workers": 0}])
 def test_arguments_out_of_range_are_named(tmp_path, bad):
     (name,) = bad
     with pytest.raises(UserError, match=f"{name} must be at least"):
