@@ -18,7 +18,7 @@ from .errors import UserError
 Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
 
 
-def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas: int = 3) -> None:
+def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas: int = 3, workers: int = 1) -> None:
     """Generate furnished rooms with the 13 S3DIS classes, written in the S3DIS layout.
 
     Args:
@@ -27,10 +27,11 @@ def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas
         points: points a room.
         seed: seed of the generator.
         areas: number of areas; train on some and test on another.
+        workers: rooms made at the same time.
     """
     from .data import generate_rooms
 
-    generate_rooms(out, rooms, points, seed, areas, progress=True)
+    generate_rooms(out, rooms, points, seed, areas, workers, progress=True)
 
 
 def prepare(
