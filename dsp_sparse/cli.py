@@ -84,19 +84,28 @@ def evaluate(
     groups: list[str] | None = None,
     branch: Literal["basic", "cross", "intra"] = "basic",
     engine: str | None = None,
+    votes: int | None = None,
+    rotations: int | None = None,
 ) -> None:
     """Evaluate a trained run on every original point of its test scenes and print the scores.
 
     Args:
-        run: run folder.
+        run: run folder; the scores are written into it.
         store: scene store; the run's own by default.
         groups: scene groups to evaluate; the run's test groups by default.
         branch: basic is the backbone alone; cross and intra decode reallocated features (paper Table 3).
         engine: engine of a MinkUNet; the model's own by default.
+        votes: how often every point is seen at least; the run's eval.votes by default.
+        rotations: angles about the vertical axis that every ball is shown at; the run's eval.rotations by default.
     """
+    from .distributed import process_group, rank
     from .experiments.evaluation import evaluate_run, score_table
 
-    print(score_table(evaluate_run(run, store, groups, branch, engine)))
+    with process_group():
+        results = evaluate_run(run, store, groups, branch, engine, votes, rotations)
+        if rank() == 0:
+            print(score_table(results))
+            print(f"written to {Path(run) / results['file']}")
 
 
 def predict(run: str, cloud: str, out: str = "predicted.ply", engine: str | None = None) -> None:
@@ -111,6 +120,17 @@ def predict(run: str, cloud: str, out: str = "predicted.ply", engine: str | None
     from .experiments.prediction import predict_file
 
     predict_file(run, cloud, out, engine=engine)
+
+
+def folds(runs: list[str]) -> None:
+    """Pool the scores of runs that tested on different groups, such as the six areas of S3DIS, and print them.
+
+    Args:
+        runs: run folders (their results.json) or evaluation files; the same classes, no group twice.
+    """
+    from .experiments.folds import aggregate, fold_table
+
+    print(fold_table(aggregate(runs)))
 
 
 def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
@@ -158,16 +178,19 @@ def fail(program: str, message: object) -> int:
 def plain_parser(function: Callable) -> ArgumentParser:
     """A subcommand whose arguments are those of its function; the ones without a default are positional.
 
-    Switches (`bool`, false by default) take no value.
+    Switches (`bool`, false by default) take no value; a positional list takes the rest of the line.
     """
     parser = Parser(description=inspect.getdoc(function).partition("\n")[0])
     arguments = inspect.signature(function).parameters.values()
     switches = {argument.name for argument in arguments if argument.annotation is bool}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches)
+    lists = {argument.name for argument in arguments if argument.annotation == list[str]}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches | lists)
     for argument in docstring_parser.parse(function.__doc__).params:
         if argument.arg_name in switches:
             flag = f"--{argument.arg_name.replace('_', '-')}"
             parser.add_argument(flag, action="store_true", help=argument.description)
+        if argument.arg_name in lists:
+            parser.add_argument(argument.arg_name, nargs="+", help=argument.description)
     return parser
 
 
@@ -183,7 +206,7 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
-    plain = {f.__name__: f for f in (rooms, prepare, label, evaluate, predict, doctor)}
+    plain = {f.__name__: f for f in (rooms, prepare, label, evaluate, predict, folds, doctor)}
     with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
     parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")

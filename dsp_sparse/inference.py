@@ -162,7 +162,7 @@ def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str
         A dict that JSON can hold. The scores on the original points, to which the predictions of the grid points are
         carried back: `miou`, `overall_accuracy`, `mean_accuracy`, `iou` and `accuracy` by class name (None for a class
         without points), `confusion` (rows are the truth), `points`; the same on the grid points under `grid`;
-        `scenes`, their number; `seconds`.
+        `scenes`, the number of clouds; `seconds`.
     """
     original, grid = ConfusionMatrix(len(classes)), ConfusionMatrix(len(classes))
     start = time.perf_counter()
@@ -178,7 +178,7 @@ def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str
     return {
         **original.scores(classes),
         "grid": grid.scores(classes),
-        "scenes": len(scenes),
+        "scenes": len({scene.cloud for scene in scenes}),
         "seconds": time.perf_counter() - start,
     }
 

@@ -1,15 +1,17 @@
 """Scores of a finished run, on its own test scenes or on others."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..data import SceneStore
+from ..distributed import pick_device, rank
 from ..errors import UserError
 from ..files import write_json
 from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
 from ..training.checkpoint import load_model, load_modules
-from ..training.loop import pick_device
 from ..training.run import load_config
 
 MODULE_OF_BRANCH = {"cross": "csfr", "intra": "isfr"}
@@ -21,9 +23,12 @@ def evaluate_run(
     groups: Sequence[str] | None = None,
     branch: str = "basic",
     engine: str | None = None,
+    votes: int | None = None,
+    rotations: int | None = None,
 ) -> dict:
-    """Evaluate a run and write `evaluation-<branch>.json` into its folder, with an engine
-    `evaluation-<branch>-<engine>.json`.
+    """Evaluate a run and write the scores into its folder, see `evaluation_file`.
+
+    Inside `distributed.process_group` the ranks share the scenes, and rank 0 writes.
 
     Args:
         run: run folder.
@@ -32,9 +37,12 @@ def evaluate_run(
         branch: `basic` is the backbone alone; `cross` and `intra` decode features that the run's csfr or isfr module
             reallocated (paper Table 3).
         engine: engine of a minkunet run; the one it was trained with by default.
+        votes: how often every point is seen at least; the run's `eval.votes` by default.
+        rotations: angles that every ball is shown at; the run's `eval.rotations` by default.
 
     Returns:
-        What `inference.evaluate` returns, and the `branch`, the `store` and the `groups`.
+        What `inference.evaluate` returns, and the `branch`, the `store`, the `groups`, the `votes`, the `rotations` and
+        the `file` it was written to.
 
     Raises:
         UserError: not a run, a store that does not fit the model, a branch whose module the run never trained, or an
@@ -42,6 +50,8 @@ def evaluate_run(
     """
     run = Path(run)
     config = load_config(run)
+    chosen = {name: value for name, value in (("votes", votes), ("rotations", rotations)) if value is not None}
+    settings = replace(config.eval, **chosen)
     model = load_model(run, pick_device(config.device), engine)
     opened = SceneStore.open(store or config.data.store)
     for name, expected, found in (
@@ -53,7 +63,7 @@ def evaluate_run(
     opened.require_grid(model.grid)
     groups = list(groups or config.data.test_groups)
     scenes = opened.group(groups)
-    voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(config.eval))
+    voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(settings))
     if branch == "basic":
         decoder = BasicBranch(model.net)
     else:
@@ -66,23 +76,48 @@ def evaluate_run(
         else:
             partners = SceneStore.open(config.data.store).group(config.data.train_groups)
             decoder = CrossBranch(model.net, modules[name], partners, voting)
-    results = evaluate(decoder, scenes, model.classes, voting)
-    results |= {"branch": branch, "store": str(opened.path), "groups": groups}
-    write_json(evaluation_file(run, branch, engine), results)
+    others = {name: value for name, value in chosen.items() if value != getattr(config.eval, name)}
+    if opened.path.resolve() != Path(config.data.store).resolve():
+        others["store"] = str(opened.path.resolve())
+    if set(groups) != set(config.data.test_groups):
+        others["groups"] = sorted(set(groups))
+    file = evaluation_file(run, branch, engine, others)
+    results = {
+        **evaluate(decoder, scenes, model.classes, voting),
+        "branch": branch,
+        "store": str(opened.path),
+        "groups": groups,
+        "votes": settings.votes,
+        "rotations": settings.rotations,
+        "file": file.name,
+    }
+    if rank() == 0:
+        write_json(file, results)
     return results
 
 
-def evaluation_file(run: Path, branch: str, engine: str | None) -> Path:
-    """Where `evaluate_run` writes what it returns."""
-    return run / f"evaluation-{'-'.join(filter(None, (branch, engine)))}.json"
+def evaluation_file(run: Path, branch: str, engine: str | None = None, others: dict | None = None) -> Path:
+    """Where `evaluate_run` writes what it returns.
+
+    Args:
+        run: run folder.
+        branch: goes into the name.
+        engine: goes into the name, unless it is the run's own (None).
+        others: the `store`, `groups`, `votes` and `rotations` as far as they are not the run's own. A digest of them
+            goes into the name, so that no evaluation replaces one of other scenes; the file says what they are.
+    """
+    digest = others and hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:8]
+    return run / f"evaluation-{'-'.join(filter(None, (branch, engine, digest)))}.json"
 
 
 def score_table(results: dict) -> str:
-    """The scores of `inference.evaluate` as lines of text: IoU of every class, then the means, in percent."""
+    """The scores of `inference.evaluate` as lines of text, in percent."""
+    total = f"{results['points']} points of {results['scenes']} scenes, {results['seconds']:.0f} s"
+    return "\n".join([*score_lines(results), total])
 
-    def percent(value: float | None) -> str:
-        return "    -" if value is None else f"{100 * value:5.1f}"
 
+def score_lines(results: dict) -> list[str]:
+    """The IoU of every class, then the means, in percent: on the original points and on the grid points."""
     width = max(len("overall accuracy"), *(len(name) for name in results["iou"]))
     lines = [f"{'IoU %':{width}}  points  (grid points)"]
     for name, score in results["iou"].items():
@@ -90,5 +125,9 @@ def score_table(results: dict) -> str:
     for key in ("miou", "overall_accuracy", "mean_accuracy"):
         name = {"miou": "mIoU"}.get(key, key.replace("_", " "))
         lines.append(f"{name:{width}}  {percent(results[key])}   ({percent(results['grid'][key])})")
-    lines.append(f"{results['points']} points of {results['scenes']} scenes, {results['seconds']:.0f} s")
-    return "\n".join(lines)
+    return lines
+
+
+def percent(value: float | None) -> str:
+    """A share as five characters, in percent; a dash for None."""
+    return "    -" if value is None else f"{100 * value:5.1f}"

@@ -87,11 +87,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", engine: str
         engine: engine of a MinkUNet; the one it was trained with by default.
 
     Raises:
-        UserError: no such file, not a model, or weights of another architecture than it says.
+        UserError: no such file, not a model or not all of one, or weights of another architecture than it says.
     """
     path = Path(path)
     path = path / "model.pt" if path.is_dir() else path
     content = _load(path, "model")
+    expected, found = {f.name for f in fields(Model)}, content.keys()
+    if found != expected:
+        names = ", ".join(sorted(expected ^ found, key=str))
+        raise UserError(f"{path}: not the fields of a model; missing or unknown: {names}")
     if engine:
         content["options"]["engine"] = engine
     net = build_backbone(content["backbone"], content["in_channels"], len(content["classes"]), **content["options"])

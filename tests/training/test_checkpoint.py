@@ -83,6 +83,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         load_model(tmp_path / "header.pt")
 
 
+def test_a_model_of_other_fields_is_refused(tmp_path):
+    """A header that lacks a field, or has one more, is named with that field."""
+    path = tmp_path / "model.pt"
+    save_model(path, model_of("kpfcnn"))
+    whole = torch.load(path)
+    lacking = {key: value for key, value in whole["content"].items() if key != "grid"}
+    for content, field in ((lacking, "grid"), ({**whole["content"], "colour": "red"}, "colour")):
+        torch.save({**whole, "content": content}, path)
+        with pytest.raises(UserError, match=rf"model\.pt: not the fields of a model; missing or unknown: {field}$"):
+            load_model(path)
+
+
 def test_no_code_runs_from_a_file(tmp_path):
     """Files are loaded as weights only: a pickled object of any class is refused, not built."""
     torch.save({"format": "dsp-sparse model 1", "content": CSFR(2)}, tmp_path / "model.pt")

@@ -1,0 +1,67 @@
+"""Evaluation of a run folder: what is scored, with which settings, and where the scores go."""
+
+import json
+import shutil
+
+import pytest
+
+from dsp_sparse.errors import UserError
+from dsp_sparse.experiments.evaluation import evaluate_run, evaluation_file, score_table
+
+
+def read(run, results):
+    return json.loads((run / results["file"]).read_text())
+
+
+def test_the_scores_are_written_with_what_they_are_of(make_run, rooms_store):
+    """Every original point of the test group counts, and the file holds what is returned."""
+    run = make_run(rooms_store)
+    results = evaluate_run(run)
+    scenes = rooms_store.group(["Area_2"])
+    assert results["points"] == sum(scene.num_original for scene in scenes) and results["scenes"] == len(scenes)
+    assert results["grid"]["points"] == sum(scene.num_points for scene in scenes)
+    assert (results["groups"], results["votes"], results["rotations"]) == (["Area_2"], 1, 1)
+    assert read(run, results) == results
+    assert "mIoU" in score_table(results)
+
+
+def test_no_evaluation_replaces_one_of_other_scenes(make_run, rooms_store, tmp_path):
+    """Another branch, store, group, number of votes or of rotations is another file; the same one again is the same."""
+    run = make_run(rooms_store)
+    copy = shutil.copytree(rooms_store.path, tmp_path / "copy")
+    variants = [
+        {},
+        {"branch": "cross"},
+        {"groups": ["Area_1"]},
+        {"groups": ["Area_1", "Area_2"]},
+        {"store": copy},
+        {"votes": 2},
+        {"rotations": 2},
+    ]
+    found = [evaluate_run(run, **variant) for variant in variants]
+    assert len({results["file"] for results in found}) == len(variants)
+    assert [read(run, results) for results in found] == found
+    own = {"store": rooms_store.path, "groups": ["Area_2"], "votes": 1, "rotations": 1}
+    assert evaluate_run(run, **own)["file"] == found[0]["file"] == evaluation_file(run, "basic").name
+    assert evaluate_run(run, groups=["Area_2", "Area_1"])["file"] == found[3]["file"]
+
+
+def test_rotations_change_the_prediction_and_not_what_is_scored(make_run, rooms_store):
+    """The same points, seen at four angles: other probabilities, the same each time."""
+    run = make_run(rooms_store)
+    plain, turned, again = (evaluate_run(run, rotations=rotations) for rotations in (1, 4, 4))
+    assert plain["points"] == turned["points"] and plain["confusion"] != turned["confusion"]
+    assert turned["confusion"] == again["confusion"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("votes", 0), ("rotations", 0)])
+def test_settings_that_cannot_be_are_named(setting, value, make_run, rooms_store):
+    run = make_run(rooms_store)
+    with pytest.raises(UserError, match=f"eval.{setting} must be at least 1, got 0"):
+        evaluate_run(run, **{setting: value})
+    assert not list(run.glob("evaluation*"))
+
+
+def test_a_branch_that_was_not_trained_is_named(make_run, rooms_store):
+    with pytest.raises(UserError, match="branch intra needs the module isfr, which the method csfr does not train"):
+        evaluate_run(make_run(rooms_store), branch="intra")
