@@ -14,13 +14,16 @@ from .backbones import BACKBONES, build_backbone
 from .backbones.engines import ENGINES
 from .ragged import Ragged
 
-OPTIONAL = {"matplotlib": "not installed, optional: pip install 'dsp-sparse[report]'"}
+OPTIONAL = {
+    "matplotlib": "not installed, optional: pip install 'dsp-sparse[report]'",
+    "laspy": "not installed, optional: pip install 'dsp-sparse[las]'",
+}
 
 
 def diagnose() -> int:
     """Print one line a part: name, `ok` or `no`, and a detail or the reason. Returns 1 if a CPU part is broken."""
     print(f"dsp-sparse {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("torch", "numpy", "scipy", "plyfile", "matplotlib"):
+    for package in ("torch", "numpy", "scipy", "pandas", "laspy", "matplotlib"):
         attempt(package, lambda p=package: find_version(p))
     broken = not attempt("kernels on cpu", lambda: try_kernels("cpu"))
     attempt("kernels on cuda", lambda: try_kernels("cuda"))

@@ -13,7 +13,7 @@ def test_missing_packages(monkeypatch, capsys):
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert not doctor.attempt("matplotlib", lambda: doctor.find_version("matplotlib"))
-    assert not doctor.attempt("plyfile", lambda: doctor.find_version("plyfile"))
+    assert not doctor.attempt("pandas", lambda: doctor.find_version("pandas"))
     optional, required = capsys.readouterr().out.splitlines()
     assert optional.startswith("matplotlib") and "not installed, optional: pip install 'dsp-sparse[report]'" in optional
     assert "required" in required

@@ -1,6 +1,6 @@
 """What every loader of a data set returns, before anything is subsampled: clouds, a piece at a time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -96,6 +96,15 @@ def concatenate(pieces: Iterable[RawCloud]) -> RawCloud:
     """One cloud of pieces; at least one piece."""
     pieces = list(pieces)
     return RawCloud(*(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(RawCloud)))
+
+
+def relabel(ids: np.ndarray, table: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels `[N]` int64 of ids `[N]` by a table, -1 for ids that it does not list, and which are listed `[N]` bool."""
+    known = np.array(sorted(table))
+    labels = np.array([table[i] for i in known.tolist()])
+    place = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    listed = known[place] == ids
+    return np.where(listed, labels[place], -1), listed
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

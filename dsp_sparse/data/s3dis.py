@@ -1,6 +1,5 @@
 """S3DIS, and everything in its layout: `Area_<k>/<room>/Annotations/<class>_<i>.txt` with lines `x y z r g b`."""
 
-import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from .dataset import Dataset, RawCloud, RawScene, existing_folder
+from .readers.text import Layout, Lines, rows
 
 CLASSES = [
     "ceiling",
@@ -54,33 +54,26 @@ def load(room: Path) -> Iterator[RawCloud]:
     """Read one room: its objects' points in the order of their file names. Unknown class names count as clutter.
 
     Raises:
-        UserError: a line that is not six numbers, or a colour outside 0 to 255; names the file and the line.
+        UserError: a line that is not six finite numbers with colours from 0 to 255; names the file and the line.
     """
     for path in sorted((room / "Annotations").glob("*.txt")):
         name = path.stem.rsplit("_", 1)[0]
         label = CLASSES.index(name if name in CLASSES else "clutter")
-        values = read_points(path)
-        yield RawCloud(values[:, :3], (values[:, 3:] / 255).astype(np.float32), np.full(len(values), label, np.int64))
+        with path.open("rb") as file:
+            for values in rows(Lines(file, path), path, LAYOUT):
+                colours = (values[:, 3:] / 255).astype(np.float32)
+                yield RawCloud(values[:, :3], colours, np.full(len(values), label, np.int64))
 
 
-def read_points(path: Path) -> np.ndarray:
-    """The lines of an annotation file as `[n, 6]` float64. Survives the stray control byte of the v1.2 release."""
-    data = path.read_bytes()
-    if len(data.translate(None, CONTROL)) < len(data):
-        data = b"\n".join(map(_without_control_bytes, data.split(b"\n")))
-    if not data.strip():
-        return np.empty((0, 6))
-    try:
-        values = np.loadtxt(io.BytesIO(data), comments=None, ndmin=2)
-    except ValueError:
-        values = None
-    if values is None or values.shape[1] != 6:
-        raise UserError(f"{path}:{_first_bad_line(data)}, expected six numbers x y z r g b")
-    outside = ((values[:, 3:] < 0) | (values[:, 3:] > 255)).any(1)
-    if outside.any():
-        point = int(outside.argmax())
-        raise UserError(f"{path}: colour {values[point, 3:].tolist()} of point {point + 1}, expected 0 to 255")
-    return values
+def _valid(values: np.ndarray) -> np.ndarray:
+    return (np.isfinite(values[:, :3]) & (values[:, 3:] >= 0) & (values[:, 3:] <= 255)).all(1)
+
+
+def _clean(block: bytes) -> bytes:
+    """Mend the stray control byte of the v1.2 release."""
+    if len(block.translate(None, CONTROL)) == len(block):
+        return block
+    return b"\n".join(map(_without_control_bytes, block.split(b"\n")))
 
 
 def _without_control_bytes(line: bytes) -> bytes:
@@ -89,12 +82,4 @@ def _without_control_bytes(line: bytes) -> bytes:
     return joined if len(joined.split()) == 6 else line.translate(CONTROL_TO_SPACE)
 
 
-def _first_bad_line(data: bytes) -> str:
-    for number, line in enumerate(data.decode("latin-1").split("\n"), 1):
-        try:
-            good = len([float(word) for word in line.split()]) in (0, 6)
-        except ValueError:
-            good = False
-        if not good:
-            return f"{number}: {line.strip()[:60]!r}"
-    return "1: not readable as numbers"
+LAYOUT = Layout(6, "six numbers x y z r g b, colours from 0 to 255", clean=_clean, valid=_valid)

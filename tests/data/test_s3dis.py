@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from clouds import whole
 
-from dsp_sparse.data import s3dis
+from dsp_sparse.data import dataset, s3dis
+from dsp_sparse.data.readers import text
 from dsp_sparse.errors import UserError
 
 
@@ -51,8 +52,8 @@ def test_a_stray_control_byte_does_not_change_the_numbers(annotations, line):
         ("1 2 3 4 5", "chair_1.txt:3: '1 2 3 4 5'"),
         ("1 2 3 4 5 6 7", "chair_1.txt:3"),
         ("1 2 three 4 5 6", "chair_1.txt:3"),
-        ("1 2 nan 4 5 6", "hallway_6: point 3 has coordinates"),
-        ("1 2 3 4 5 600", r"chair_1.txt: colour \[4.0, 5.0, 600.0\] of point 3, expected 0 to 255"),
+        ("1 2 nan 4 5 6", "chair_1.txt:3: '1 2 nan 4 5 6', expected six numbers"),
+        ("1 2 3 4 5 600", "chair_1.txt:3: '1 2 3 4 5 600', expected six numbers x y z r g b, colours from 0 to 255"),
     ],
 )
 def test_a_bad_line_is_named(annotations, line, problem):
@@ -67,6 +68,33 @@ def test_a_file_whose_lines_all_have_five_numbers_is_bad(annotations):
     (annotations / "chair_1.txt").write_text("1 2 3 4 5\n" * 6)
     with pytest.raises(UserError, match=r"chair_1.txt:1: '1 2 3 4 5', expected six numbers"):
         load(annotations)
+
+
+def test_lines_of_wrong_length_do_not_make_up_for_each_other(annotations):
+    (annotations / "chair_1.txt").write_text("1 2 3 4 5\n1 2 3 4 5 6 7\n")
+    with pytest.raises(UserError, match=r"chair_1.txt:1: '1 2 3 4 5'"):
+        load(annotations)
+
+
+def test_a_room_is_the_same_in_pieces_of_any_size(annotations, monkeypatch):
+    """A stray byte is mended wherever a chunk or a block begins, and a bad line keeps its number."""
+    lines = [b"%d.5 2 3 4 5 6" % i for i in range(50)]
+    lines[33:35] = b"33\x10.5 2 3 4 5 6", b"34.5 2 3 4\x055 6"
+    (annotations / "chair_1.txt").write_bytes(b"\r\n".join(lines))
+    (annotations / "table_1.txt").write_bytes(b"9 9 9 9 9 9\n\n8 8 8 8 8 8\n")
+    expected = load(annotations)
+    assert expected.points[:50, 0].tolist() == [i + 0.5 for i in range(50)]
+    for chunk, block in ((1, 40), (7, 1000), (1000, 64)):
+        monkeypatch.setattr(dataset, "CHUNK", chunk)
+        monkeypatch.setattr(text, "BLOCK", block)
+        (scene,) = s3dis.scenes(annotations.parents[2]).scenes
+        assert max(len(piece.points) for piece in scene.read()) <= chunk
+        for name in ("points", "features", "labels"):
+            np.testing.assert_array_equal(getattr(load(annotations), name), getattr(expected, name))
+        (annotations / "wall_1.txt").write_bytes(b"\n".join([*lines, b"1 2 3 4 5 x", b"1"]))
+        with pytest.raises(UserError, match=r"wall_1.txt:51: '1 2 3 4 5 x'"):
+            load(annotations)
+        (annotations / "wall_1.txt").unlink()
 
 
 def test_what_is_missing_is_named(annotations, tmp_path):

@@ -1,10 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 from clouds import whole
 from plyfile import PlyData, PlyElement
 
+from dsp_sparse.data import dataset as dataset_module
 from dsp_sparse.data import scannet
-from dsp_sparse.data.ply import read_cloud
+from dsp_sparse.data.clouds import read_cloud
 from dsp_sparse.errors import UserError
 
 FIELDS = [("x", "f4"), ("y", "f4"), ("z", "f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1"), ("alpha", "u1")]
@@ -42,7 +45,7 @@ def test_a_scene_has_colours_and_the_benchmark_classes(root):
 def test_a_cloud_for_prediction_needs_no_labels_file(root):
     path = root / "scans" / NAME / f"{NAME}_vh_clean_2.ply"
     path.with_suffix(".labels.ply").unlink()
-    cloud = read_cloud(path, scannet.COLOURS)
+    (cloud,) = read_cloud(path, scannet.COLOURS)
     assert len(cloud.points) == 3
     assert (cloud.labels == -1).all()
 
@@ -60,7 +63,7 @@ def test_what_is_missing_or_broken_is_named(root):
     with pytest.raises(UserError, match=r"labels.ply: not a whole PLY file"):
         whole(scene)
     labels.unlink()
-    with pytest.raises(UserError, match=r"labels.ply: no such file"):
+    with pytest.raises(UserError, match=rf"{NAME}: no labels, expected {NAME}_vh.*.ply or {NAME}.aggregation"):
         whole(scene)
     (root / "scannetv2_train.txt").write_text("scene0707_00\n")
     with pytest.raises(UserError, match=r"scene0707_00: no such folder, expected the scene that scannetv2_train.txt"):
@@ -68,6 +71,87 @@ def test_what_is_missing_or_broken_is_named(root):
     (root / "scannetv2_train.txt").unlink()
     with pytest.raises(UserError, match="no split file"):
         scannet.scenes(root)
+
+
+def test_more_labels_than_points_are_named(root, monkeypatch):
+    labels = root / "scans" / NAME / f"{NAME}_vh_clean_2.labels.ply"
+    for count in (2, 4):
+        for chunk in (1, 2, 10):
+            monkeypatch.setattr(dataset_module, "CHUNK", chunk)
+            write(labels, [("label", "u2")], [(1,)] * count)
+            with pytest.raises(UserError, match=rf"labels.ply: {count} labels, expected 3, one a point of"):
+                whole(scannet.scenes(root).scenes[0])
+
+
+def test_scenes_of_the_test_split_lie_apart_and_need_no_labels(root):
+    name = "scene0707_00"
+    (root / "scannetv2_test.txt").write_text(f"{name}\n{NAME}\n")
+    (root / "scans_test" / name).mkdir(parents=True)
+    write(root / "scans_test" / name / f"{name}_vh_clean_2.ply", FIELDS, [(1, 2, 3, 4, 5, 6, 7)])
+    dataset = scannet.scenes(root)
+    assert [(s.name, s.group) for s in dataset.scenes] == [(NAME, "train"), (name, "test"), (NAME, "test")]
+    assert whole(dataset.scenes[1]).labels.tolist() == [-1]
+    assert whole(dataset.scenes[2]).labels.tolist() == [0, -1, 19]
+
+
+TABLE = """id\traw_category\tcategory\tnyu40id\n1\tbig "L" desk\tdesk\t14\n2\tfloor\tfloor\t2\n3\trug\trug\t20\n"""
+
+
+@pytest.fixture
+def annotated(root):
+    """The labels as the annotators gave them: segments, groups of them, and the table of their words."""
+    folder = root / "scans" / NAME
+    (folder / f"{NAME}_vh_clean_2.labels.ply").unlink()
+    (folder / f"{NAME}_vh_clean_2.0.010000.segs.json").write_text(json.dumps({"segIndices": [7, 5, 3]}))
+    groups = [{"label": 'big "L" desk', "segments": [5]}, {"label": "rug", "segments": [3]}]
+    (folder / f"{NAME}.aggregation.json").write_text(json.dumps({"segGroups": groups}))
+    (root / "scannetv2-labels.combined.tsv").write_text(TABLE)
+    return root
+
+
+def test_labels_come_from_the_annotators_words(annotated):
+    """A vertex of no group has no label, and neither has one of a category outside the benchmark."""
+    (scene,) = scannet.scenes(annotated).scenes
+    assert whole(scene).labels.tolist() == [-1, scannet.CLASSES.index("desk"), -1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("scannetv2-labels.combined.tsv", None, "combined.tsv: no such file, expected the table of raw categories"),
+        ("scannetv2-labels.combined.tsv", "a\tb\n", "combined.tsv:1: no column nyu40id, raw_category"),
+        ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\tcat\t\n", "combined.tsv:5: nyu40id '', expected a whole"),
+        ("{0}.aggregation.json", "{{", "aggregation.json: not a JSON file with a list 'segGroups'"),
+        (
+            "{0}.aggregation.json",
+            '{"segGroups": [{"label": "cat", "segments": []}]}',
+            "label 'cat', expected a raw_cat",
+        ),
+        (
+            "{0}.aggregation.json",
+            '{"segGroups": [{"segments": [3]}]}',
+            "a group .*expected one with label",
+        ),
+        (
+            "{0}.aggregation.json",
+            '{"segGroups": [{"label": "rug", "segments": ["a"]}]}',
+            "segments .*, expected a list",
+        ),
+        ("{0}_vh_clean_2.0.010000.segs.json", None, "segs.json: not a JSON file"),
+        ("{0}_vh_clean_2.0.010000.segs.json", '{"segIndices": [1, 2]}', "segs.json: 2 labels, expected 3"),
+        ("{0}_vh_clean_2.0.010000.segs.json", '{"segIndices": [1, 2, "x"]}', "segments .*, expected a list"),
+        ("{0}_vh_clean_2.0.010000.segs.json", '{"segIndices": [1, 2, -1]}', "segments .*, expected a list"),
+    ],
+)
+def test_a_broken_annotation_is_named(annotated, file, content, problem):
+    folder = annotated if file.endswith(".tsv") else annotated / "scans" / NAME
+    path = folder / file.format(NAME)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=problem) as error:
+        whole(scannet.scenes(annotated).scenes[0])
+    assert "\n" not in str(error.value)
 
 
 def test_real_scenes(real_data):

@@ -11,11 +11,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import dataset
-from .naming import names_of
-
-# The array of an archive that holds the coordinates, where they are not fields of their own.
-POINTS = "points"
-COLOURS = ("colors", "colours", "rgb")
+from .fields import POINTS, fields_of, join, merge
 
 
 def read_npy(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
@@ -29,7 +25,7 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: an array of shape {shape}, expected a structured one [N] or numbers [N, columns]")
     for start in range(0, len(array), dataset.CHUNK):
         part = array[start : start + dataset.CHUNK]
-        yield _join(_fields(POINTS, part, columns, path), path)
+        yield join(fields_of(POINTS, part, columns, path))
 
 
 def read_npz(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
@@ -47,18 +43,15 @@ def read_npz(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
                 raise UserError(f"{path}: no arrays, expected coordinates and other fields of points")
             total = next((m for m in members if m.name == POINTS), members[0]).shape[0]
             for member in members:
+                if member.dtype.hasobject:
+                    raise UserError(f"{path}: {member.name} holds Python objects, expected numbers")
                 if member.shape[0] != total or len(member.shape) > 2:
                     raise UserError(f"{path}: {member.name} has the shape {list(member.shape)}, expected {total} rows")
             if len(members) == 1:
                 members[0].name = POINTS
             for start in range(0, total, dataset.CHUNK):
                 count = min(dataset.CHUNK, total - start)
-                fields: dict[str, np.ndarray] = {}
-                for member in members:
-                    for name, values in _fields(member.name, member.take(count), columns, path).items():
-                        if fields.setdefault(name, values) is not values:
-                            raise UserError(f"{path}: the field {name} occurs twice, expected distinct names")
-                yield _join(fields, path)
+                yield join(merge((fields_of(m.name, m.take(count), columns, path) for m in members), path))
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
         if isinstance(error, UserError):
             raise
@@ -71,6 +64,7 @@ class _Member:
     Attributes:
         name: its name.
         shape: its shape.
+        dtype: type of its numbers.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str, stack: ExitStack):
@@ -81,53 +75,23 @@ class _Member:
             return stream, read(stream)
 
         self.name = name.removesuffix(".npy")
-        stream, (self.shape, fortran, self._dtype) = opened()
-        if self._dtype.hasobject:
-            raise UserError(f"{archive.filename}: {self.name} holds Python objects, expected numbers")
+        stream, (self.shape, fortran, self.dtype) = opened()
         self._streams = [stream]
         self._width = self.shape[1:]
         if fortran and len(self.shape) == 2:
             # Columns follow each other: each is a stream of its own.
             self._streams += [opened()[0] for _ in range(1, self.shape[1])]
             for column, stream in enumerate(self._streams):
-                stream.seek(column * self.shape[0] * self._dtype.itemsize, 1)
+                stream.seek(column * self.shape[0] * self.dtype.itemsize, 1)
             self._width = ()
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` rows."""
-        size = int(np.prod((count, *self._width))) * self._dtype.itemsize
+        size = int(np.prod((count, *self._width))) * self.dtype.itemsize
         parts = []
         for stream in self._streams:
             data = stream.read(size)
             if len(data) < size:
                 raise EOFError(f"{self.name} ends early")
-            parts.append(np.frombuffer(data, self._dtype).reshape(count, *self._width))
+            parts.append(np.frombuffer(data, self.dtype).reshape(count, *self._width))
         return parts[0] if len(parts) == 1 else np.stack(parts, 1)
-
-
-def _fields(name: str, part: np.ndarray, columns: Sequence[str] | None, path: Path) -> dict[str, np.ndarray]:
-    """The fields that a part of an array holds, by name."""
-    if part.dtype.names:
-        nested = [_fields(field, part[field], columns, path) for field in part.dtype.names]
-        return {key: values for fields in nested for key, values in fields.items()}
-    if part.dtype.kind not in "biuf":
-        raise UserError(f"{path}: {name} is of type {part.dtype}, expected numbers")
-    if part.ndim == 1:
-        return {name: part}
-    if part.ndim != 2:
-        raise UserError(f"{path}: {name} has the shape {list(part.shape)}, expected a number or a row a point")
-    if name == POINTS:
-        names = names_of(part.shape[1], columns, path)
-    elif name in COLOURS and part.shape[1] == 3:
-        names = ["red", "green", "blue"]
-    else:
-        names = [f"{name}_{column}" for column in range(part.shape[1])] if part.shape[1] > 1 else [name]
-    return {name: part[:, column] for column, name in enumerate(names)}
-
-
-def _join(fields: dict[str, np.ndarray], path: Path) -> np.ndarray:
-    count = len(next(iter(fields.values())))
-    chunk = np.empty(count, [(name, values.dtype.newbyteorder("=")) for name, values in fields.items()])
-    for name, values in fields.items():
-        chunk[name] = values
-    return chunk

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import dataset
+from .fields import fields_of, join, merge
 
 
 def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
@@ -21,7 +22,7 @@ def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
             count = reader.header.point_count
             for points in reader.chunk_iterator(dataset.CHUNK):
                 total += len(points)
-                yield _chunk(points)
+                yield _chunk(points, path)
     except UserError:
         raise
     except Exception as error:  # laspy and its decompressors raise whatever the broken bytes lead them to
@@ -30,12 +31,7 @@ def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: not a whole LAS file: {total} points, expected the {count} of its header")
 
 
-def _chunk(points) -> np.ndarray:
-    fields = {"x": np.asarray(points.x), "y": np.asarray(points.y), "z": np.asarray(points.z)}
-    for name in points.point_format.dimension_names:
-        if name not in "XYZ":
-            fields[name] = np.asarray(points[name])
-    chunk = np.empty(len(points), [(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
-    for name, values in fields.items():
-        chunk[name] = values
-    return chunk
+def _chunk(points, path: Path) -> np.ndarray:
+    names = [name for name in points.point_format.dimension_names if name not in "XYZ"]
+    parts = (fields_of(name, np.asarray(points[name]), None, path) for name in ["x", "y", "z", *names])
+    return join(merge(parts, path))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import dataset
-from .naming import names_of
+from .fields import names_of
 
 # Bytes read at once: at the 33 bytes a line of S3DIS, half a million points.
 BLOCK = 1 << 24

@@ -1,0 +1,134 @@
+"""Any point clouds: which fields to read, which classes there are and how files form groups comes from a YAML file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..errors import UserError
+from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, relabel
+from .readers import SUFFIXES, cloud_of, columns_of, read_chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudConfig:
+    """How to read a folder of point clouds.
+
+    Args:
+        name: name of the data set.
+        groups: group name to glob patterns relative to the folder; a file belongs to one group.
+        coordinates: the three fields that hold coordinates, in metres.
+        features: field to the value that becomes 1; features are divided by it and clipped to [0, 1].
+        label: field of the class ids; None: there are no labels.
+        classes: class name to the ids that belong to it.
+        columns: names of the columns where a file has none: text without a header line, plain arrays; None: the
+            coordinates, the features and the label, in this order.
+        ignore: ids of points without a class; an id that is neither here nor in `classes` is an error.
+    """
+
+    name: str
+    groups: dict[str, list[str]]
+    coordinates: list[str] = field(default_factory=lambda: ["x", "y", "z"])
+    features: dict[str, float] = field(default_factory=dict)
+    label: str | None = None
+    classes: dict[str, list[int]] = field(default_factory=dict)
+    columns: list[str] | None = None
+    ignore: list[int] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CloudConfig":
+        """Read a YAML file; a UserError naming the file and the key for anything that does not fit."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, expected a YAML that describes the clouds")
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        try:
+            config = cls(**parser.parse_string(path.read_text()).as_dict())
+        except (ArgumentError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        for pattern in (p for patterns in config.groups.values() for p in patterns):
+            if not pattern or Path(pattern).is_absolute():
+                raise UserError(f"{path}: groups has the pattern {pattern!r}, expected one relative to the folder")
+        if len(config.coordinates) != 3:
+            raise UserError(f"{path}: coordinates names {len(config.coordinates)} fields, expected 3")
+        for name, full_scale in config.features.items():
+            if not full_scale > 0:
+                raise UserError(f"{path}: features.{name} is {full_scale}, expected a positive value that becomes 1")
+        if config.label is not None and not config.classes:
+            raise UserError(f"{path}: label is {config.label!r} but classes is empty, expected class names with ids")
+        ids = [i for listed in [*config.classes.values(), config.ignore] for i in listed]
+        for repeated in sorted({i for i in ids if ids.count(i) > 1}):
+            raise UserError(f"{path}: id {repeated} is listed twice in classes and ignore, expected once")
+        return config
+
+
+def scenes(root: str | Path, config: CloudConfig) -> Dataset:
+    """Find the files below `root` that the groups' patterns name.
+
+    Raises:
+        UserError: no such folder, a pattern without a file, a file of no known format, or a file in two groups.
+    """
+    root = existing_folder(root, "a folder of point clouds")
+    groups: dict[Path, str] = {}
+    for group, patterns in config.groups.items():
+        for pattern in patterns:
+            files = sorted(root.glob(pattern))
+            if not files:
+                raise UserError(f"{root}: no file matches {pattern!r} of group {group!r}")
+            for file in files:
+                if file.suffix.lower() not in SUFFIXES:
+                    raise UserError(f"{file}: in the group {group!r}, expected one of {' '.join(SUFFIXES)}")
+                if groups.setdefault(file, group) != group:
+                    raise UserError(f"{file}: in the groups {groups[file]!r} and {group!r}, expected one")
+    found = [
+        RawScene("_".join(file.relative_to(root).with_suffix("").parts), group, file, partial(load, file, config))
+        for file, group in groups.items()
+    ]
+    return Dataset(config.name, root, list(config.classes), dict(config.features), found)
+
+
+def load(path: Path, config: CloudConfig) -> Iterator[RawCloud]:
+    """Read one file with its labels.
+
+    Raises:
+        UserError: see `read_chunks` and `cloud_of`; or a class id that the configuration does not list.
+    """
+    label = [] if config.label is None else [config.label]
+    table = dict.fromkeys(config.ignore, -1)
+    table |= {i: number for number, ids in enumerate(config.classes.values()) for i in ids}
+    for chunk in read_chunks(path, config.columns or [*config.coordinates, *config.features, *label]):
+        cloud = cloud_of(chunk, path, config.features, config.coordinates)
+        if label:
+            ids = columns_of(chunk, path, label)[:, 0]
+            labels, listed = relabel(ids, table)
+            if not listed.all():
+                unknown = ", ".join(f"{i:g}" for i in np.unique(ids[~listed])[:10])
+                raise UserError(
+                    f"{path}: {config.label} has ids {unknown}, expected ids of classes or ignore"
+                )
+            cloud = replace(cloud, labels=labels)
+        yield cloud
+
+
+def read_cloud(
+    path: str | Path, features: Mapping[str, float], columns: Sequence[str] | None = None
+) -> Iterator[RawCloud]:
+    """Read one file without labels, as for prediction.
+
+    Args:
+        path: the file, with the coordinates in the fields x y z.
+        features: field to the value that becomes 1, as in `SceneStore.features`.
+        columns: names of the columns where the file has none, see `read_chunks`.
+
+    Returns:
+        The pieces of the cloud in order, checked; all labels are -1.
+
+    Raises:
+        UserError: see `read_chunks`, `cloud_of` and `checked`.
+    """
+    path = Path(path)
+    return checked((cloud_of(chunk, path, features) for chunk in read_chunks(path, columns)), path)
