@@ -17,6 +17,8 @@ from .inputs import SMALL
 from .measure import Peak, peak_memory
 from .row import Contender
 
+PATIENCE = 10  # seconds that a process may take to tidy up
+
 
 def measured_apart(suite: str, row: str, contender: str, inputs: Path, with_peers: bool) -> Peak:
     """Peak memory of the contender of that name. `inputs`: the suite's inputs, written by torch.save.
@@ -34,6 +36,7 @@ def measured_apart(suite: str, row: str, contender: str, inputs: Path, with_peer
     sender.close()
     try:
         answer = receiver.recv()
+        process.join(PATIENCE)
     except EOFError:
         process.join()
         raise RuntimeError(f"its process ended early, with exit code {process.exitcode}") from None

@@ -59,6 +59,8 @@ class Row:
         tolerance: largest difference of a result from ours; beyond it the implementation does not do the same.
         difference: how much two plain results differ.
         whole_process: whether the peak memory of the whole process is stated too, imports and weights included.
+        amount: what a call gets done, in units of the rate that is stated; 0: none is.
+        unit: unit of that rate, like "batches/s".
     """
 
     name: str
@@ -67,6 +69,8 @@ class Row:
     tolerance: float = 1e-3
     difference: Callable[[Any, Any], float] = field(default=lambda ours, other: tensors_differ(ours, other))
     whole_process: bool = False
+    amount: float = 0
+    unit: str = ""
 
 
 def tensors_differ(ours: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:

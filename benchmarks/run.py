@@ -95,6 +95,8 @@ def measured(
     del ours
     for name, durations in measure.seconds(calls, repeats, device).items():
         results[name]["seconds"] = measure.summary(durations)
+        if row.amount:
+            results[name]["rate"] = {"value": row.amount / results[name]["seconds"]["median"], "unit": row.unit}
     for name in on_cpu:
         results[name]["name"] += " on the CPU"
     for name, call in calls.items():

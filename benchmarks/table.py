@@ -2,7 +2,7 @@
 
 from .row import OURS
 
-COLUMNS = ("time", "time ÷ ours", "peak memory", "memory ÷ ours", "process", "% of machine peak", "difference")
+COLUMNS = ("time", "time ÷ ours", "peak memory", "memory ÷ ours", "process", "% of machine peak", "difference", "rate")
 LEGEND = (
     "÷ ours: how many times ours; % of machine peak: 100% is what the rates above allow; difference: from our result"
 )
@@ -30,11 +30,17 @@ def cells(result: dict) -> list[str]:
         shown("process_bytes", lambda size: f"{size / 2**20:.0f} MiB"),
         shown("floor_share", lambda share: f"{share:.0%}" if share >= 0.01 else "<1%"),
         compared("difference", lambda difference: f"{difference:.0e}" if difference else "0"),
+        shown("rate", rate),
     ]
 
 
 def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f} ms"
+
+
+def rate(rate: dict) -> str:
+    value = rate["value"]
+    return f"{value:,.0f} {rate['unit']}" if value >= 100 else f"{value:.3g} {rate['unit']}"
 
 
 def head(report: dict) -> str:
@@ -52,7 +58,7 @@ def _aligned(line: list[str]) -> str:
     name, *rest = line
     if len(rest) == 1:
         return f"{name:{NAME_WIDTH}} {rest[0]}"
-    widths = [max(len(column), 9) + 2 for column in COLUMNS]
+    widths = [max(len(column), 9) + 2 for column in COLUMNS[:-1]] + [20]  # a rate has its unit
     return f"{name:{NAME_WIDTH}}" + "".join(f"{text:>{width}}" for text, width in zip(rest, widths, strict=True))
 
 
