@@ -228,7 +228,8 @@ def _take_comments(lines: Lines) -> bytes:
 def _split(line: bytes) -> tuple[list[str], str | None]:
     """The words of a line and what separates them."""
     text = line.decode("utf-8", "replace").partition("#")[0].strip()
-    separator = next((mark for mark in ",;" if mark in text), None)
+    # Between semicolons a comma is a decimal one, which is an error.
+    separator = next((mark for mark in ";," if mark in text), None)
     return [word.strip().strip("\"'") for word in text.split(separator)], separator
 
 
