@@ -1,6 +1,7 @@
 """The program `dsp-sparse`: one function a subcommand; its signature and docstring are the command line."""
 
 import inspect
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -35,11 +36,13 @@ def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas
 
 
 def prepare(
-    dataset: Literal["s3dis", "scannet", "ply"],
+    dataset: Literal["s3dis", "scannet", "clouds"],
     source: str,
     store: str,
     grid: float = 0.04,
     workers: int = 1,
+    tile_points: int = 8_000_000,
+    overlap: float | None = None,
     config: str | None = None,
 ) -> None:
     """Turn raw clouds into a scene store: grid-subsampled, memory-mapped, with the way back to every original point.
@@ -47,35 +50,75 @@ def prepare(
     Args:
         dataset: layout of the raw data.
         source: folder of the raw data.
-        store: folder to write; finished scenes in it are kept.
+        store: folder to write; finished clouds in it are kept.
         grid: cell size of the grid subsampling, in metres.
-        workers: scenes prepared at the same time.
-        config: YAML that describes the files (ply only): fields, classes, features, groups.
+        workers: clouds prepared at the same time.
+        tile_points: most points of a scene; larger clouds are cut into tiles. Bounds the memory of each worker.
+        overlap: margin of the tiles in metres; 50 cells by default.
+        config: YAML that describes the files (clouds only): fields, classes, features, groups.
     """
-    from .data import ply, s3dis, scannet
+    from .data import clouds, s3dis, scannet
     from .data import prepare as write_store
 
-    if (config is not None) != (dataset == "ply"):
-        raise UserError(f"config describes PLY files: expected with the data set ply alone, got {config} for {dataset}")
-    if dataset == "ply":
-        found = ply.scenes(source, ply.PlyConfig.load(config))
+    if (config is not None) != (dataset == "clouds"):
+        raise UserError(f"config describes clouds: expected with the data set clouds alone, got {config} for {dataset}")
+    if dataset == "clouds":
+        found = clouds.scenes(source, clouds.CloudConfig.load(config))
     else:
         found = {"s3dis": s3dis, "scannet": scannet}[dataset].scenes(source)
-    write_store(found, store, grid, workers)
+    write_store(found, store, grid, workers, tile_points, overlap)
 
 
-def label(store: str, rate: float = 0.1, seed: int = 0) -> None:
-    """Draw the weak labels of a store and print how many points of each class carry one.
+def check(store: str) -> int:
+    """Compare every file of a scene store with its checksum and list those that are missing, truncated or altered.
 
     Args:
         store: scene store.
-        rate: share of the points of each cloud and class, in (0, 1]; at least one point a class and cloud.
-        seed: seed of the draw; drawn once, stored beside the scenes, shared by every run with this rate and seed.
     """
-    from .data import SceneStore, label_table, weak_labels
+    from .data import SceneStore
+    from .data.check import check
 
     opened = SceneStore.open(store)
-    print(label_table(opened, weak_labels(opened, rate, seed)))
+    problems, files, size = check(opened)
+    for problem in problems:
+        fail("dsp-sparse check", problem)
+    if problems:
+        return fail("dsp-sparse check", f"{store}: {len(problems)} of {files} files are damaged")
+    print(f"{store}: all is well: {len(opened.scenes)} scenes, {files} files, {size / 1e6:,.1f} MB of arrays")
+    return 0
+
+
+def label(
+    store: str,
+    rate: float | None = None,
+    points: int | None = None,
+    mask: str | None = None,
+    by: Literal["class", "cloud"] = "class",
+    mask_field: str = "labelled",
+    seed: int = 0,
+    groups: list[str] | None = None,
+) -> None:
+    """Choose the points of a store that carry a weak label, once for all runs with these settings, and print how many.
+
+    Args:
+        store: scene store.
+        rate: share of the points, in (0, 1]; 0.1 by default.
+        points: so many points a cloud instead, whatever their class.
+        mask: folder of masks of the original points instead, <cloud>.npy (bool) or <cloud>.ply.
+        by: what the rate is a share of, the points of each class of a cloud (at least one) or of the cloud.
+        mask_field: field of a PLY mask, not 0 where a point is labelled.
+        seed: seed of the draw.
+        groups: scene groups to label; all by default.
+    """
+    from .data import Labelling, SceneStore, label_table, weak_labels
+
+    if sum(given is not None for given in (rate, points, mask)) > 1:
+        raise UserError("--rate, --points and --mask exclude each other")
+    rate = 0.1 if rate is None else rate
+    labelling = Labelling(rate=rate, by=by, points=points, mask=mask, mask_field=mask_field, seed=seed)
+    opened = SceneStore.open(store)
+    scenes = opened.scenes if groups is None else opened.group(groups)
+    print(label_table(opened.classes, scenes, weak_labels(opened, labelling, scenes)))
 
 
 def evaluate(
@@ -108,18 +151,40 @@ def evaluate(
             print(f"written to {Path(run) / results['file']}")
 
 
-def predict(run: str, cloud: str, out: str = "predicted.ply", engine: str | None = None) -> None:
-    """Label every point of one cloud and write it as a PLY file.
+def predict(
+    run: str,
+    source: str,
+    out: str | None = None,
+    format: Literal["ply", "npy", "scannet"] = "ply",
+    pattern: str | None = None,
+    columns: list[str] | None = None,
+    votes: int = 3,
+    rotations: int = 1,
+    device: str = "auto",
+    engine: str | None = None,
+) -> int:
+    """Label every point of a cloud, or of all clouds of a folder.
 
     Args:
         run: run folder, or the model.pt of one.
-        cloud: PLY file with the fields the model was trained on.
-        out: PLY file to write: all fields of the points, and `label` and `confidence`.
+        source: file (ply, las, laz, npy, npz, txt, xyz, pts, csv, asc) with the fields the model was trained on, or a
+            folder of such files; what is finished in out is kept.
+        out: file to write, for a folder a folder; predicted.EXTENSION or predicted by default.
+        format: ply has all fields, the colour of the class, label and confidence; npy the labels, and the confidence in
+            a second file; scannet is the benchmark's text, a NYU40 id a line.
+        pattern: which files of the folder, like **/*_vh_clean_2.ply.
+        columns: names of the columns of a text or npy file that does not name them, like [x,y,z,intensity].
+        votes: how often every point is seen at least; probabilities are averaged.
+        rotations: angles about the vertical axis that every ball is shown at.
+        device: torch device; auto takes the GPU when there is one.
         engine: engine of a MinkUNet; the model's own by default.
     """
-    from .experiments.prediction import predict_file
+    from .distributed import process_group
+    from .experiments.prediction import predict
 
-    predict_file(run, cloud, out, engine=engine)
+    with process_group():
+        failed = predict(run, source, out, format, pattern, columns, votes, rotations, device, engine)
+    return int(failed > 0)
 
 
 def folds(runs: list[str]) -> None:
@@ -175,6 +240,29 @@ def fail(program: str, message: object) -> int:
     return 2
 
 
+KINDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "NoneType": "null",
+}
+
+
+def reworded(message: str) -> str:
+    """What the parser says of a value of the wrong type, in the words that every other setting is refused with."""
+    text = " ".join(message.split())
+    key, kinds = re.match(r'Parser key "(.+?)":', text), re.findall(r"Expected a <class '(\w+)'>", text)
+    expected = [KINDS.get(kind) for kind in kinds]
+    if choices := re.search(r"Expected a typing.Literal\[(.+?)\]", text):
+        expected.append(f"one of {choices[1]}".replace("'", ""))
+    if not key or not expected or None in expected:
+        return text
+    return f"{key[1]} must be {' or '.join(expected)}, got {text.rpartition('value: ')[2]}"
+
+
 def plain_parser(function: Callable) -> ArgumentParser:
     """A subcommand whose arguments are those of its function; the ones without a default are positional.
 
@@ -206,7 +294,7 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
-    plain = {f.__name__: f for f in (rooms, prepare, label, evaluate, predict, folds, doctor)}
+    plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, doctor)}
     with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
     parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -233,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             values.pop("config")
             code = function(settings(**values), out)
     except ArgumentError as error:
-        code = fail(program, f"{error}{place}")
+        code = fail(program, f"{reworded(str(error))}{place}")
     except (UserError, OSError) as error:  # OSError names its path: a folder that cannot be written, a full disk
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input

@@ -3,23 +3,28 @@
 from .balls import BallSampler, cover, make_sample
 from .batch import Batch, Sample, collate, network_features
 from .dataset import Dataset, RawCloud, RawScene
-from .loader import train_loader
+from .loader import split, train_loader
 from .pairs import PairSampler, collate_pairs
+from .prepare import prepare
 from .rooms import generate_rooms
-from .store import GridCloud, Scene, SceneStore, grid_cloud, prepare
-from .weak_labels import draw, label_table, weak_labels
+from .store import Scene, SceneStore
+from .tiles import GridCloud, Tile, grid_cloud, tiles
+from .weak_labels import Labelling, WeakLabels, draw, label_table, weak_labels
 
 __all__ = [
     "BallSampler",
     "Batch",
     "Dataset",
     "GridCloud",
+    "Labelling",
     "PairSampler",
     "RawCloud",
     "RawScene",
     "Sample",
     "Scene",
     "SceneStore",
+    "Tile",
+    "WeakLabels",
     "collate",
     "collate_pairs",
     "cover",
@@ -30,6 +35,8 @@ __all__ = [
     "make_sample",
     "network_features",
     "prepare",
+    "split",
+    "tiles",
     "train_loader",
     "weak_labels",
 ]

@@ -1,206 +1,173 @@
+import gc
 import json
 import multiprocessing
 import os
 import pickle
-import signal
+import resource
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clouds import tiny_cloud, whole
+from clouds import whole
 
-from dsp_sparse.data import GridCloud, RawCloud, RawScene, SceneStore, grid_cloud, prepare, s3dis, scannet
+from dsp_sparse.data import SceneStore, Tile, grid_cloud, prepare, scannet
+from dsp_sparse.data.store import map_array
 from dsp_sparse.errors import UserError
 
 ARRAYS = ("points", "features", "labels", "inverse", "original_labels")
 
 
-def contents(folder: Path) -> dict:
-    """Every file below a folder that is not hidden."""
-    files = [p for p in folder.rglob("*") if p.is_file() and not any(part[0] == "." for part in p.parts)]
-    return {p.relative_to(folder): p.read_bytes() for p in files}
+@pytest.fixture
+def store(tiny_dataset, tmp_path):
+    """The store of `tiny_dataset`."""
+    return prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
 
 
-def with_scene(dataset, index, chunks):
-    """The data set with another way to read one scene."""
-    scenes = list(dataset.scenes)
-    scenes[index] = replace(scenes[index], chunks=chunks)
-    return replace(dataset, scenes=scenes)
+@pytest.fixture
+def tiled_store(tiny_dataset, tmp_path):
+    """The store of `tiny_dataset`, its clouds cut into tiles."""
+    return prepare(tiny_dataset, tmp_path / "tiled", 0.25, tile_points=150, progress=False)
 
 
-def test_a_grid_cloud_is_the_mean_and_mode_of_its_cells():
-    """Every original point's grid row is its cell; a row holds its barycentre, mean feature and mode label."""
-    cloud = tiny_cloud(0)
-    grid = grid_cloud(cloud, 0.25)
-    np.testing.assert_array_equal(grid.origin, cloud.points.min(0))
-    assert (grid.points.dtype, grid.features.dtype, grid.inverse.dtype) == (np.float32, np.float32, np.int32)
-    assert grid.points[:, 2].min() >= 0
-    cells = np.floor((cloud.points - grid.origin) / 0.25).astype(int)
-    assert len(np.unique(cells, axis=0)) == len(grid.points)
-    for row in range(len(grid.points)):
-        inside = grid.inverse == row
-        assert len(np.unique(cells[inside], axis=0)) == 1
-        np.testing.assert_allclose(grid.origin + grid.points[row], cloud.points[inside].mean(0), atol=1e-6)
-        np.testing.assert_allclose(grid.features[row], cloud.features[inside].mean(0), atol=1e-6)
-        values, counts = np.unique(cloud.labels[inside], return_counts=True)
-        assert grid.labels[row] == values[counts.argmax()]
-
-
-def test_large_coordinates_lose_nothing():
-    """A cloud moved by whole grid-free metres far away is the same grid cloud with another origin."""
-    cloud = tiny_cloud(0)
-    # Rounded to 1/1024 m, so that the moved coordinates are exact in float64.
-    near = RawCloud((cloud.points * 1024).round() / 1024, cloud.features, cloud.labels)
-    far = RawCloud(near.points + np.array([770_500, 6_277_500, 40]), cloud.features, cloud.labels)
-    here, there = grid_cloud(near, 0.25), grid_cloud(far, 0.25)
-    np.testing.assert_array_equal(there.origin - here.origin, (770_500, 6_277_500, 40))
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
-
-
-def test_a_store_holds_what_was_prepared(tiny_dataset, tmp_path):
-    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
+def test_a_store_holds_what_was_prepared(store, tiny_dataset):
     assert (store.grid, store.classes, store.feature_names) == (0.25, tiny_dataset.classes, ["red", "green", "blue"])
     assert store.in_channels == 5
-    for scene, raw in zip(store.scenes, tiny_dataset.scenes, strict=True):
-        expected: GridCloud = grid_cloud(whole(raw), 0.25)
-        assert (scene.name, scene.group) == (raw.name, raw.group)
+    for number, (scene, raw) in enumerate(zip(store.scenes, tiny_dataset.scenes, strict=True)):
+        expected = grid_cloud(Tile.whole(whole(raw)), 0.25)
+        assert (scene.number, scene.name, scene.cloud, scene.group) == (number, raw.name, raw.name, raw.group)
         assert (scene.num_points, scene.num_original) == (len(expected.points), 400)
+        assert scene.rows is None
         np.testing.assert_array_equal(scene.origin, expected.origin)
         for name in ARRAYS:
-            assert isinstance(getattr(scene, name), np.memmap)
-            np.testing.assert_array_equal(getattr(scene, name), getattr(expected, name))
+            np.testing.assert_array_equal(getattr(scene, name), getattr(expected, name), strict=True)
+        for name in ("low", "edge", "shape", "keys", "starts"):
+            np.testing.assert_array_equal(getattr(scene.index, name), getattr(expected.index, name))
         counts = np.bincount(expected.labels[expected.labels >= 0], minlength=3).tolist()
-        assert store.manifest["scenes"][scene.number]["class_counts"] == counts
-    store.verify()
+        assert store.manifest["scenes"][number]["class_counts"] == counts
 
 
-def test_groups(tiny_dataset, tmp_path):
-    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
+def test_tiles_of_a_cloud_are_scenes(tiled_store, tiny_dataset):
+    """Tiles know their cloud and which of its points are theirs; together they hold every original point once."""
+    for raw in tiny_dataset.scenes:
+        cloud = whole(raw)
+        scenes = [scene for scene in tiled_store.scenes if scene.cloud == raw.name]
+        assert [scene.name for scene in scenes] == [f"{raw.name}_tile_{k}" for k in range(len(scenes))]
+        assert len(scenes) > 2 and {scene.group for scene in scenes} == {raw.group}
+        np.testing.assert_array_equal(np.sort(np.concatenate([scene.rows for scene in scenes])), np.arange(400))
+        for scene in scenes:
+            np.testing.assert_array_equal(scene.origin, cloud.points.min(0))
+            np.testing.assert_array_equal(scene.original_labels, cloud.labels[scene.rows])
+            restored = scene.origin + scene.points[scene.inverse]
+            assert np.abs(restored - cloud.points[scene.rows]).max() < 0.25 + 1e-5
+
+
+def test_groups(store):
     assert [s.name for s in store.group(["a"])] == ["scene0", "scene2"]
     assert [s.name for s in store.group(["b", "a"])] == ["scene0", "scene1", "scene2"]
     with pytest.raises(UserError, match="no group 'Area_7', expected one of a, b"):
         store.group(["a", "Area_7"])
 
 
-def test_a_scene_travels_to_other_processes_as_its_path(tiny_dataset, tmp_path):
-    scene = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False).scenes[0]
+def test_a_scene_travels_to_other_processes_as_its_path(store):
+    scene = store.scenes[0]
     size = len(pickle.dumps(scene))
-    assert len(scene.points) and scene.tree.n
+    assert len(scene.points) and len(scene.index.within(scene.points, scene.points[0], 1.0))
     copy = pickle.dumps(scene)
     assert len(copy) == size
     np.testing.assert_array_equal(pickle.loads(copy).points, scene.points)
 
 
-def test_any_number_of_workers_writes_the_same_store(rooms_folder, tmp_path):
-    dataset = s3dis.scenes(rooms_folder)
-    prepare(dataset, tmp_path / "one", 0.1, workers=1, progress=False)
-    prepare(dataset, tmp_path / "two", 0.1, workers=2, progress=False)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+def test_mapped_arrays_cannot_be_written(store):
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(store.scenes[0], name)[0] = 1
 
 
-def interrupted():
-    raise KeyboardInterrupt
+@pytest.mark.parametrize("array", [np.arange(12.0).reshape(4, 3), np.empty((0, 3), np.float32), np.empty((5, 0))])
+def test_arrays_of_every_shape_are_mapped(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(map_array(tmp_path / "a.npy"), array, strict=True)
 
 
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_mapped_arrays_hold_no_file_open(tiny_dataset, tmp_path):
+    """A store has more arrays than a process may open files."""
+    scenes = [replace(tiny_dataset.scenes[0], name=f"copy{i}") for i in range(12)]
+    store = prepare(replace(tiny_dataset, scenes=scenes), tmp_path / "store", 0.25, progress=False)
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+    try:
+        arrays = [getattr(scene, name) for scene in store.scenes for name in (*ARRAYS, "index")]
+        assert len(arrays) == 72
+        assert len(os.listdir("/proc/self/fd")) <= used
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny_dataset, tmp_path):
-    """Finished scenes stay as they are; nothing is half-written; the end result is that of an undisturbed run."""
-    with pytest.raises(KeyboardInterrupt):
-        prepare(with_scene(tiny_dataset, 1, interrupted), tmp_path / "store", 0.25, progress=False)
-    assert sorted(p.name for p in (tmp_path / "store" / "scenes").iterdir()) == ["scene0"]
-    with pytest.raises(UserError, match="the store is unfinished"):
-        SceneStore.open(tmp_path / "store")
-    before = (tmp_path / "store" / "scenes" / "scene0" / "points.npy").stat().st_mtime_ns
+def opened_files(path, connection):
+    """Opens a store; reports the files it read and the growth of the process's memory, in bytes."""
+    import sys
 
-    prepare(with_scene(tiny_dataset, 0, interrupted), tmp_path / "store", 0.25, progress=False)
-    assert (tmp_path / "store" / "scenes" / "scene0" / "points.npy").stat().st_mtime_ns == before
-    prepare(tiny_dataset, tmp_path / "clean", 0.25, progress=False)
-    assert contents(tmp_path / "store") == contents(tmp_path / "clean")
+    SceneStore.open(path)  # what is imported at first use does not count
+    files = []
+    sys.addaudithook(lambda event, arguments: files.append(str(arguments[0])) if event == "open" else None)
+    page = os.sysconf("SC_PAGE_SIZE")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    store = SceneStore.open(path)
+    after = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    connection.send((files, after - before, len(store.scenes)))
 
 
-def test_a_killed_preparation_leaves_whole_scenes_only(tiny_dataset, tmp_path, monkeypatch):
-    """Killed between two arrays of the second scene, the store holds the first scene and can be finished."""
-    save, calls = np.save, []
-
-    def save_or_die(path, array):
-        save(path, array)
-        calls.append(path)
-        if len(calls) == len(ARRAYS) + 4:
-            killed()
-
-    def child():
-        monkeypatch.setattr(np, "save", save_or_die)
-        prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+def test_opening_a_large_store_reads_its_manifest_alone(store, tmp_path):
+    """300 scenes are opened without touching one of their files, in a few MB."""
+    entries = [
+        {**store.manifest["scenes"][0], "name": f"room{i}", "cloud": f"room{i}", "points": 10**7} for i in range(300)
+    ]
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "manifest.json").write_text(json.dumps({**store.manifest, "scenes": entries}))
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=opened_files, args=(large, theirs))
     process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    visible = [p.name for p in (tmp_path / "store" / "scenes").iterdir() if p.name[0] != "."]
-    assert visible == ["scene0"]
-    with pytest.raises(UserError, match="unfinished"):
-        SceneStore.open(tmp_path / "store")
-
-    prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False).verify()
-    prepare(tiny_dataset, tmp_path / "clean", 0.25, progress=False)
-    assert contents(tmp_path / "store") == contents(tmp_path / "clean")
+    files, growth, scenes = ours.recv()
+    process.join()
+    assert scenes == 300
+    assert [f for f in files if str(large) in f] == [str(large / "manifest.json")]
+    assert growth < 20e6
 
 
-def bad_cloud(points=((0, 0, 0),)):
-    points = np.array(points, float).reshape(-1, 3)
-    return RawCloud(points, np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.int64))
+def private_pages(scenes, names, connection):
+    """Reads all arrays of scenes; reports how much of them are copies of its own, in bytes."""
+    arrays = [getattr(scene, name) for scene in scenes for name in names]
+    sum(float(array.sum()) for array in arrays)
+    private, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(".npy")
+        elif inside and line.startswith("Anonymous:"):
+            private += int(line.split()[1]) * 1024
+    connection.send(private)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_cloud_is_named_and_leaves_nothing_half_written(tiny_dataset, tmp_path, workers):
-    chunks = partial(iter, [bad_cloud(((0, 0, np.nan), (0, 0, 0)))])
-    bad = replace(tiny_dataset, scenes=[RawScene("bad", "a", Path("bad.txt"), chunks)])
-    with pytest.raises(UserError, match=r"bad.txt: point 1 has coordinates \[0.0, 0.0, nan\], expected finite"):
-        prepare(bad, tmp_path / "store", 0.25, workers=workers, progress=False)
-    assert not (tmp_path / "store").exists()
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_share_the_pages_of_arrays(store, start):
+    """A worker that reads every array has no page of its own: they are those of the system's file cache."""
+    if not Path("/proc/self/smaps").is_file():
+        pytest.skip("pages are counted in /proc/self/smaps")
+    ours, theirs = multiprocessing.Pipe()
+    arguments = (store.scenes, ("points", "features", "inverse"), theirs)
+    process = multiprocessing.get_context(start).Process(target=private_pages, args=arguments)
+    process.start()
+    assert ours.poll(60) and ours.recv() == 0
+    process.join()
 
 
-def test_an_empty_cloud_is_named(tiny_dataset, tmp_path):
-    with pytest.raises(UserError, match=r"scene0.txt: the cloud is empty"):
-        prepare(with_scene(tiny_dataset, 0, partial(iter, [bad_cloud(())])), tmp_path / "store", 0.25, progress=False)
-
-
-def test_a_folder_holds_one_data_set_on_one_grid(tiny_dataset, tmp_path):
-    folder = tmp_path / "store"
-    prepare(tiny_dataset, folder, 0.25, progress=False)
-    before = contents(folder)
-    for dataset, grid, problem in (
-        (tiny_dataset, 0.1, "grid 0.25, not 0.1"),
-        (replace(tiny_dataset, name="other"), 0.25, "dataset 'tiny', not 'other'"),
-        (replace(tiny_dataset, classes=["x"]), 0.25, "classes"),
-        (replace(tiny_dataset, root=tmp_path / "elsewhere"), 0.25, "source"),
-    ):
-        with pytest.raises(UserError, match=problem):
-            prepare(dataset, folder, grid, progress=False)
-    assert contents(folder) == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("keep")
-    with pytest.raises(UserError, match="mine: the folder is not empty"):
-        prepare(tiny_dataset, tmp_path / "mine", 0.25, progress=False)
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
-
-
-@pytest.mark.parametrize("grid", [0, -1, float("nan"), float("inf")])
-def test_the_grid_is_positive(tiny_dataset, tmp_path, grid):
-    with pytest.raises(UserError, match="grid must be a positive number of metres"):
-        prepare(tiny_dataset, tmp_path / "store", grid, progress=False)
-
-
-def test_stores_of_another_kind_are_refused(tiny_dataset, tmp_path):
+def test_stores_of_another_kind_are_refused(store, tiny_dataset, tmp_path):
     with pytest.raises(UserError, match="not a scene store"):
         SceneStore.open(tmp_path)
-    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
     store.require_grid(0.25)
     with pytest.raises(UserError, match=r"grid is 0.25 m, expected 0.04 m"):
         store.require_grid(0.04)
@@ -214,16 +181,27 @@ def test_stores_of_another_kind_are_refused(tiny_dataset, tmp_path):
         SceneStore.open(store.path)
 
 
-def test_damaged_arrays_are_named(tiny_dataset, tmp_path):
-    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
-    path = store.scenes[1].folder / "labels.npy"
+@pytest.mark.parametrize("name", ["points", "labels", "inverse", "block_keys", "block_starts"])
+def test_damaged_arrays_are_named(store, name):
+    """An array that is missing, cut off, too long or of another scene is named instead of read."""
+
+    def use():
+        scene = SceneStore.open(store.path).scenes[1]
+        getattr(scene, "index" if name.startswith("block") else name)
+
+    path = store.scenes[1].folder / f"{name}.npy"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-8])
-    with pytest.raises(UserError, match=r"labels.npy: cannot be read"):
-        SceneStore.open(store.path).scenes[1].labels  # noqa: B018
-    path.write_bytes(whole[:-8] + b"\1" * 8)
-    with pytest.raises(UserError, match=r"labels.npy: differs from its checksum"):
-        store.verify()
+    use()
+    for damaged in (whole[:-8], whole + b"\0", whole[:40], b"", b"text" * 50):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}.npy: cannot be read"):
+            use()
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name}.npy: cannot be read"):
+        use()
+    np.save(path, np.zeros((3, 3), np.float32))
+    with pytest.raises(UserError, match=rf"{name}.npy: 3 rows, expected"):
+        use()
 
 
 def test_real_scenes_go_back_to_every_original_point(real_data, tmp_path):

@@ -1,0 +1,272 @@
+"""From a stream of points to grid clouds: a cloud too large for memory is cut into tiles that overlap."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from kpconv_ops import grid_subsample
+
+from ..errors import UserError
+from .dataset import RawCloud
+from .index import CELLS, BlockIndex
+
+# Most points of a tile's core, and its margin in grid cells.
+TILE_POINTS = 8_000_000
+OVERLAP = 50
+# Tiles are cut between columns of cells; these many bins a side are counted at most.
+BINS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A cloud, or a part of one: the core, which belongs to this tile alone, and a margin around it for context.
+
+    Args:
+        cloud: the points; the rows of the core come first.
+        num_core: points of the core.
+        rows: `[num_core]` int64, their rows in the whole cloud, ascending.
+        origin: `[3]` float64, the minimum of the whole cloud.
+        number: which tile this is, from 0.
+        total: the number of tiles of the cloud.
+    """
+
+    cloud: RawCloud
+    num_core: int
+    rows: np.ndarray
+    origin: np.ndarray
+    number: int = 0
+    total: int = 1
+
+    @classmethod
+    def whole(cls, cloud: RawCloud) -> "Tile":
+        """A cloud that is its only tile."""
+        return cls(cloud, len(cloud.points), np.arange(len(cloud.points)), cloud.points.min(0))
+
+
+@dataclass(frozen=True, eq=False)
+class GridCloud:
+    """A tile subsampled on a grid: n grid points of the N points of its core, and of its margin.
+
+    Args:
+        origin: `[3]` float64, the minimum of the whole cloud; everything else is relative to it, so that float32 is
+            exact enough for clouds in projected coordinates. z is the height above the lowest point.
+        points: `[n, 3]` float32, barycentres of the occupied cells, in the order of the blocks.
+        features: `[n, F]` float32, means over the cells, in [0, 1].
+        labels: `[n]` int16, the most frequent label of the cell, -1 for none and in the margin.
+        inverse: `[N]` int32, the grid point of every original point of the core.
+        original_labels: `[N]` int16.
+        index: the blocks of `points`, 5 x 5 x 5 cells each.
+    """
+
+    origin: np.ndarray
+    points: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+    inverse: np.ndarray
+    original_labels: np.ndarray
+    index: BlockIndex
+
+
+def grid_cloud(tile: Tile, grid: float) -> GridCloud:
+    """Subsample a tile with cells of `grid` metres that lie as in every other tile of its cloud."""
+    cloud, core = tile.cloud, tile.num_core
+    try:
+        # Core and margin are two samples on one lattice: no cell holds points of both.
+        sub = grid_subsample(
+            torch.from_numpy(cloud.points - tile.origin),
+            torch.tensor([0, core, len(cloud.points)]),
+            grid,
+            features=torch.from_numpy(cloud.features),
+            labels=torch.from_numpy(cloud.labels),
+            origin=torch.zeros(2, 3, dtype=torch.float64),
+        )
+    except ValueError as error:  # more cells than 64-bit keys can number
+        raise _too_wide(np.ptp(cloud.points, axis=0), grid) from error
+    points, labels = sub.points.float().numpy(), sub.labels.short().numpy()
+    labels[sub.offsets[1] :] = -1
+    order, index = BlockIndex.build(points, CELLS * grid)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    return GridCloud(
+        origin=tile.origin,
+        points=points[order],
+        features=sub.features.numpy()[order],
+        labels=labels[order],
+        inverse=rank[sub.inverse[:core].numpy()],
+        original_labels=cloud.labels[:core].astype(np.int16),
+        index=index,
+    )
+
+
+def _too_wide(extent: np.ndarray, grid: float) -> UserError:
+    return UserError(f"the cloud is {extent.tolist()} m wide, too wide for a grid of {grid} m; are the units metres?")
+
+
+def tiles(
+    pieces: Iterable[RawCloud],
+    *,
+    grid: float,
+    tile_points: int = TILE_POINTS,
+    overlap: float | None = None,
+    scratch: str | Path | None = None,
+) -> Iterator[Tile]:
+    """Cut a cloud into tiles of at most `tile_points` points and their margins.
+
+    A cloud that is not larger is one tile. Others are halved across the longer of their horizontal sides, between
+    columns of grid cells, until no part holds more (a single column is never cut). Every point is in exactly one core.
+    Memory is that of a piece and a tile; what does not fit lies in unnamed files, which vanish with the process.
+
+    Args:
+        pieces: the cloud; at least one point.
+        grid: cell size of the grid it will be subsampled on, metres.
+        tile_points: most points of a core.
+        overlap: width of the margins, metres; None: 50 cells.
+        scratch: folder for the unnamed files, with room for about 100 bytes a point; None: that of the system.
+
+    Raises:
+        UserError: `tile_points` below 1 or a negative overlap.
+    """
+    if tile_points < 1:
+        raise UserError(f"tile_points must be at least 1, got {tile_points}")
+    if overlap is not None and not 0 <= overlap < np.inf:
+        raise UserError(f"overlap must be a number of metres from 0, got {overlap}")
+    kept, total, pieces = [], 0, iter(pieces)
+    for piece in pieces:
+        kept.append(piece)
+        total += len(piece.points)
+        if total > tile_points:
+            margin = OVERLAP if overlap is None else int(np.ceil(overlap / grid))
+            del piece  # the list alone holds it
+            yield from _cut(chain(_drain(kept), pieces), grid, tile_points, margin, scratch)
+            return
+    del piece
+    yield Tile.whole(_join(_drain(kept), total))
+
+
+def _drain(kept: list[RawCloud]) -> Iterator[RawCloud]:
+    """The elements of a list, which is emptied on the way."""
+    kept.reverse()
+    while kept:
+        yield kept.pop()
+
+
+def _join(pieces: Iterator[RawCloud], total: int) -> RawCloud:
+    """One cloud of `total` points, in memory for it and for the pieces not yet taken."""
+    first = next(pieces)
+    whole = RawCloud(
+        np.empty((total, 3)), np.empty((total, first.features.shape[1]), np.float32), np.empty(total, np.int64)
+    )
+    end = 0
+    for piece in chain([first], pieces):
+        begin, end = end, end + len(piece.points)
+        whole.points[begin:end], whole.features[begin:end] = piece.points, piece.features
+        whole.labels[begin:end] = piece.labels
+    return whole
+
+
+def _cut(
+    pieces: Iterable[RawCloud], grid: float, tile_points: int, margin: int, scratch: str | Path | None
+) -> Iterator[Tile]:
+    with tempfile.TemporaryFile(dir=scratch) as first_file, tempfile.TemporaryFile(dir=scratch) as second_file:
+        arrived, by_tile = _Spool(first_file), _Spool(second_file)
+        low, high = np.full(3, np.inf), np.full(3, -np.inf)
+        places = []
+        for piece in pieces:
+            low, high = np.minimum(low, piece.points.min(0)), np.maximum(high, piece.points.max(0))
+            places.append(arrived.write(piece.points, piece.features, piece.labels.astype(np.int16)))
+
+        if not ((high - low) / grid < 2**40).all():
+            raise _too_wide(high - low, grid)
+
+        def cells(points: np.ndarray) -> np.ndarray:
+            """Columns of grid cells: the arithmetic of `grid_subsample`, so that a cut is a face of its cells."""
+            return ((points[:, :2] - low[:2]) / grid).astype(np.int64)
+
+        width = int(cells(high[None]).max()) // BINS + 1
+        shape = cells(high[None])[0] // width + 1
+        counts = np.zeros(shape.prod(), np.int64)
+        for place in places:
+            bins = cells(arrived.read(place, 0)) // width
+            counts += np.bincount(bins[:, 0] * shape[1] + bins[:, 1], minlength=len(counts))
+        boxes = list(_halve(counts.reshape(shape), tile_points))
+        owner = np.empty(shape, np.int32)
+        for number, (first, last) in enumerate(boxes):
+            owner[first[0] : last[0], first[1] : last[1]] = number
+
+        cores, margins = ([[] for _ in boxes] for _ in range(2))
+        begin = 0
+        for place in places:
+            arrays = [arrived.read(place, i) for i in range(3)]
+            columns = cells(arrays[0])
+            owners = owner[tuple((columns // width).T)]
+            rows = np.arange(begin, begin + len(owners))
+            begin += len(owners)
+            for number, (first, last) in enumerate(boxes):
+                near = ((columns >= first * width - margin) & (columns < last * width + margin)).all(1)
+                core = owners == number
+                for mine, to in ((core, cores), (near & ~core, margins)):
+                    if mine.any():
+                        to[number].append(by_tile.write(*(array[mine] for array in (*arrays, rows))))
+
+        def tile(number: int) -> Tile:
+            parts = cores[number] + margins[number]
+            pieces = (RawCloud(*(by_tile.read(part, i) for i in range(3))) for part in parts)
+            cloud = _join(pieces, sum(by_tile.length(part) for part in parts))
+            rows = np.concatenate([by_tile.read(part, 3) for part in cores[number]])
+            return Tile(cloud, len(rows), rows, low, number, len(boxes))
+
+        for number in range(len(boxes)):
+            yield tile(number)  # nothing here holds it: there is one in memory at a time
+
+
+def _halve(counts: np.ndarray, most: int, corner: tuple[int, int] = (0, 0)) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Boxes of bins, first and beyond the last, that hold at most `most` points each and all occupied bins together."""
+    occupied = [np.flatnonzero(counts.any(axis)) for axis in (1, 0)]
+    first, last = (np.array([o[i] for o in occupied]) for i in (0, -1))
+    counts = counts[first[0] : last[0] + 1, first[1] : last[1] + 1]
+    corner = first + corner
+    axis = int(counts.shape[1] > counts.shape[0])
+    if counts.sum() <= most or counts.shape[axis] == 1:
+        yield corner, corner + counts.shape
+        return
+    sums = counts.sum(1 - axis).cumsum()
+    # The face that comes nearest to halving the points; both sides hold some.
+    cut = int(np.abs(2 * sums[:-1] - sums[-1]).argmin()) + 1
+    sides = np.split(counts, [cut], axis)
+    shift = np.array([cut, 0] if axis == 0 else [0, cut])
+    yield from _halve(sides[0], most, corner)
+    yield from _halve(sides[1], most, corner + shift)
+
+
+class _Spool:
+    """Arrays in an unnamed file."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+
+    def write(self, *arrays: np.ndarray) -> list[tuple[int, np.dtype, tuple[int, ...]]]:
+        """Append arrays; returns what `read` takes."""
+        place = []
+        for array in arrays:
+            place.append((self.file.tell(), array.dtype, array.shape))
+            self.file.write(np.ascontiguousarray(array).data)
+        return place
+
+    def length(self, place: list[tuple[int, np.dtype, tuple[int, ...]]]) -> int:
+        """Rows of the arrays of one `write`."""
+        return place[0][2][0]
+
+    def read(self, place: list[tuple[int, np.dtype, tuple[int, ...]]], which: int) -> np.ndarray:
+        """One of the arrays of one `write`."""
+        position, dtype, shape = place[which]
+        array = np.empty(shape, dtype)
+        self.file.flush()
+        self.file.seek(position)
+        self.file.readinto(array.reshape(-1).view(np.uint8))
+        return array
