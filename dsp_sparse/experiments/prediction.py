@@ -1,61 +1,246 @@
-"""Prediction on a user's own cloud: every original point gets a label."""
+"""Prediction on a user's own clouds: every original point gets a label.
 
+A cloud is read twice: once to label it tile by tile, once to write what was read together with the labels. Between the
+two, eight bytes a point wait in a scratch file; in memory there is never more than a tile.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from numpy.lib import recfunctions
-from plyfile import PlyData, PlyElement
+from tqdm import tqdm
 
-from ..data import grid_cloud
-from ..data.dataset import checked
-from ..data.ply import cloud_of, read_vertices
+from ..data.dataset import CHUNK, RawCloud, checked
+from ..data.readers import SUFFIXES, cloud_of, read_chunks
+from ..data.tiles import TILE_POINTS, grid_cloud, tiles
+from ..distributed import pick_device, rank, share, sum_over_ranks
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import write_json
 from ..inference import BasicBranch, Voting, predict_probabilities
-from ..training.checkpoint import load_model
-from ..training.loop import pick_device
+from ..training.checkpoint import Model, load_model
+from .labelled_files import EXTENSIONS, PREDICTED, SCANNET_MESH, Format, nyu40_ids, write
+
+RECORD = "prediction.json"
 
 
-def predict_file(
+@dataclass(frozen=True)
+class Job:
+    """One cloud to label: the file it is read from, and the file that is written."""
+
+    source: Path
+    out: Path
+
+
+def predict(
     run: str | Path,
-    path: str | Path,
-    out: str | Path,
+    source: str | Path,
+    out: str | Path | None = None,
+    format: Format = "ply",
+    pattern: str | None = None,
+    columns: Sequence[str] | None = None,
     votes: int = 3,
+    rotations: int = 1,
     device: str = "auto",
     engine: str | None = None,
-) -> None:
-    """Label every vertex of a PLY file.
+) -> int:
+    """Label every point of a cloud, or of all clouds of a folder.
+
+    Of a folder, clouds that have their file in `out` already are left out, and a cloud that cannot be read is reported
+    and leaves the others alone. Inside `distributed.process_group` the ranks share the clouds.
 
     Args:
         run: run folder, or a model file.
-        path: PLY file with x, y, z and the measured features the model was trained on.
-        out: PLY file to write: all vertex fields of `path`, and `label` (int32 class id, replacing a field of that
-            name) and `confidence` (float32, its probability). Its comments name the classes.
+        source: a file of any format of `data.readers` with the measured features the model was trained on, or a folder
+            that is searched for such files, subfolders too.
+        out: file to write, `predicted` and the extension of the format by default; for a folder a folder, `predicted`
+            by default, in which files are named as in `source`.
+        format: see `labelled_files`.
+        pattern: which files of a folder, as a glob relative to it; by default all whose suffix is known, with the
+            format scannet all meshes `*_vh_clean_2.ply`.
+        columns: names of the columns of files that do not name them.
         votes: how often every point is seen at least; probabilities are averaged.
+        rotations: angles about the vertical axis that every ball is shown at.
         device: torch device; auto takes the GPU when there is one.
         engine: engine of a MinkUNet; the model's own by default.
 
+    Returns:
+        The number of clouds that could not be read, on all ranks together.
+
     Raises:
-        UserError: not a model, or a file that is broken, empty, not finite or without the needed fields; an
-            engine that is missing.
+        UserError: not a model, an engine that is missing, nothing to label, or an `out` that cannot be; of a single
+            cloud, too, that it is broken, empty, not finite or without the needed fields.
     """
-    out = Path(out)
+    source = Path(source)
+    for name, value in (("votes", votes), ("rotations", rotations)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    model = load_model(run, pick_device(device), engine)
+    if format == "scannet":
+        nyu40_ids(model.classes)  # classes that have none are named before anything is computed
+    branch = BasicBranch(model.net)
+    voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes, rotations=rotations)
+    if not source.is_dir():
+        job = single_job(source, Path(out or f"predicted{EXTENSIONS[format]}"))
+        if rank() == 0:
+            label_cloud(branch, model, voting, job, format, columns)
+        return 0
+    out = Path(out or "predicted")
+    jobs = folder_jobs(source, out, format, pattern)
+    if rank() == 0:
+        settings = {"format": format, "columns": columns, "votes": votes, "rotations": rotations, "engine": engine}
+        claim(out, {"model": digest(run), **settings})
+    sum_over_ranks(np.zeros(1, np.int64))  # nobody writes into a folder of other predictions
+    mine = share(jobs, lambda job: job.source.stat().st_size)
+    failed = 0
+    for number, job in enumerate(mine, 1):
+        if job.out.exists():
+            continue
+        start = time.perf_counter()
+        try:
+            count = label_cloud(branch, model, voting, job, format, columns)
+        except (UserError, PermissionError) as error:
+            if isinstance(error, OSError) and error.filename != str(job.source):
+                raise
+            print(f"dsp-sparse predict: error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+        else:
+            print(f"[{number}/{len(mine)}] {job.out}: {count} points, {time.perf_counter() - start:.1f} s", flush=True)
+    return int(sum_over_ranks(np.array([failed]))[0])
+
+
+def single_job(source: Path, out: Path) -> Job:
+    """The job of one file. UserError: `out` cannot be written, or is the source itself."""
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"out must be a file in an existing folder, got {out}")
-    model = load_model(run, pick_device(device), engine)
-    path = Path(path)
-    vertices = read_vertices(path)
-    (raw,) = checked([cloud_of(vertices, path, model.features)], path)
-    cloud = grid_cloud(raw, model.grid)
-    voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes)
-    confidence, label = predict_probabilities(BasicBranch(model.net), cloud, voting).max(1)
-    fields = recfunctions.drop_fields(vertices, ["label", "confidence"], usemask=False)
-    predicted = recfunctions.append_fields(
-        fields,
-        ["label", "confidence"],
-        [label.numpy().astype(np.int32)[cloud.inverse], confidence.numpy()[cloud.inverse]],
-        usemask=False,
-    )
-    comments = [f"label {index} {name}" for index, name in enumerate(model.classes)]
-    with atomic_path(out) as temporary:
-        PlyData([PlyElement.describe(predicted, "vertex")], comments=comments).write(str(temporary))
+    if out.resolve() == source.resolve():
+        raise UserError(f"out must not be the cloud itself, got {out}")
+    return Job(source, out)
+
+
+def folder_jobs(source: Path, out: Path, format: Format, pattern: str | None = None) -> list[Job]:
+    """The jobs of a folder, see `predict`. UserError: no clouds, `out` is the folder itself, or two would be one file.
+
+    Hidden files, and those below `out`, are not looked at.
+    """
+    place = out.resolve()
+    if place == source.resolve():
+        raise UserError(f"out must be another folder than the clouds', got {out}")
+    chosen = pattern or ("**/*" + SCANNET_MESH if format == "scannet" else None)
+    try:
+        found = sorted(path for path in source.glob(chosen or "**/*") if path.is_file())
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"pattern {pattern!r} cannot be searched for ({error}), expected one like **/*.ply") from None
+    jobs: dict[Path, Job] = {}
+    for path in found:
+        relative = path.relative_to(source)
+        known = chosen or path.suffix.lower() in SUFFIXES
+        if not known or any(part[0] == "." for part in relative.parts) or place in path.resolve().parents:
+            continue
+        name = path.name.removesuffix(SCANNET_MESH) + ".txt" if format == "scannet" else None
+        target = out / (name or relative.with_suffix(EXTENSIONS[format]))
+        if target in jobs:
+            raise UserError(f"{target}: to be written for both {jobs[target].source} and {path}; choose with pattern")
+        jobs[target] = Job(path, target)
+    if not jobs:
+        raise UserError(f"{source}: no point clouds, expected {chosen or 'files ending in ' + ' '.join(SUFFIXES)}")
+    return list(jobs.values())
+
+
+def claim(out: Path, settings: dict) -> None:
+    """Note in the folder `out` what its predictions are made with. UserError: it holds something else."""
+    settings = json.loads(json.dumps(settings))
+    file = out / RECORD
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+            differing = [name for name, value in settings.items() if found[name] != value]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}: not readable; choose another folder") from None
+        if differing:
+            name = differing[0]
+            raise UserError(f"{file}: {name} is {found[name]!r}, not {settings[name]!r}; choose another folder")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: the folder is not empty and holds no predictions; expected a new folder")
+    else:
+        write_json(file, settings)
+
+
+def digest(run: str | Path) -> str:
+    """SHA-256 of a run's model."""
+    path = Path(run)
+    path = path / "model.pt" if path.is_dir() else path
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def label_cloud(
+    branch: BasicBranch, model: Model, voting: Voting, job: Job, format: Format, columns: Sequence[str] | None = None
+) -> int:
+    """Label one cloud and write it; returns its number of points. UserError: see `predict`."""
+    chunks = read_chunks(job.source, columns)  # a missing file is named before anything is made
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=job.out.parent) as scratch:
+        pieces = checked((cloud_of(chunk, job.source, model.features) for chunk in chunks), job.source)
+        count = label_points(branch, model.grid, voting, pieces, job.source, scratch, job.out.parent)
+        scratch.seek(0)
+        predicted = (np.fromfile(scratch, PREDICTED, min(CHUNK, count - row)) for row in range(0, count, CHUNK))
+        write(format, job.out, count, predicted, read_chunks(job.source, columns), model.classes)
+    return count
+
+
+def label_points(
+    branch: BasicBranch,
+    grid: float,
+    voting: Voting,
+    pieces: Iterable[RawCloud],
+    source: Path,
+    result: BinaryIO,
+    folder: Path,
+    tile_points: int = TILE_POINTS,
+) -> int:
+    """Write label and confidence of every point of a cloud into a file, in the order of the points.
+
+    Args:
+        branch: what turns balls into logits.
+        grid: cell size of its clouds.
+        voting: how the tiles are covered.
+        pieces: the cloud.
+        source: where it comes from, for messages.
+        result: an empty file, open for reading and writing.
+        folder: for unnamed files, while a cloud is cut into tiles.
+        tile_points: most points of a tile, which are what memory holds.
+
+    Returns:
+        The number of points, N; `result` holds `[N]` of `PREDICTED`.
+    """
+    count = 0
+
+    def counted() -> Iterator[RawCloud]:
+        nonlocal count
+        with tqdm(desc=f"{source.name}: read", unit="point", unit_scale=True, leave=False) as bar:
+            for piece in pieces:
+                count += len(piece.points)
+                bar.update(len(piece.points))
+                yield piece
+
+    # Every piece is read before the first tile comes. The margin makes the surroundings of every point whole.
+    for tile in tiles(counted(), grid=grid, tile_points=tile_points, overlap=voting.radius, scratch=folder):
+        try:
+            cloud = grid_cloud(tile, grid)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+        title = f"{source.name} {tile.number + 1}/{tile.total}" if tile.total > 1 else source.name
+        with tqdm(total=len(cloud.points), desc=title, unit="point", unit_scale=True, leave=False) as bar:
+            confidence, label = predict_probabilities(branch, cloud, voting, tile.number, bar).max(1)
+        result.truncate(count * PREDICTED.itemsize)
+        predicted = np.memmap(result, PREDICTED, "r+", shape=count)
+        predicted["label"][tile.rows] = label.numpy()[cloud.inverse]
+        predicted["confidence"][tile.rows] = confidence.numpy()[cloud.inverse]
+        del predicted  # unmapped, it is no longer part of this process's memory
+    return count
