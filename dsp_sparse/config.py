@@ -1,6 +1,5 @@
 """Typed settings of a training run. YAML files and command-line flags fill the same frozen dataclasses."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,10 +14,7 @@ LabelledBy = Literal["class", "cloud"]
 
 
 def _require(section: str, settings: object, **expected: tuple[bool, str]) -> None:
-    """Raise a UserError for the first setting whose condition does not hold, or that is not a finite number."""
-    for name, value in vars(settings).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{section}{name} must be a finite number, got {value}")
+    """Raise a UserError for the first setting whose condition does not hold."""
     for name, (holds, what) in expected.items():
         if not holds:
             raise UserError(f"{section}{name} must be {what}, got {getattr(settings, name)}")
@@ -106,7 +102,10 @@ class DataConfig:
             batch_size=(self.batch_size >= 1, "at least 1"),
             workers=(self.workers >= 0, "at least 0"),
         )
-        self.labelling  # noqa: B018 (checks the settings of the labels)
+        try:
+            self.labelling  # noqa: B018
+        except UserError as error:
+            raise UserError(f"data.{error}") from None
 
     @property
     def labelling(self) -> Labelling:
@@ -301,7 +300,8 @@ class CompareConfig:
         train: what all runs share; backbone, method, label rate and seed come from the lists below.
         backbones: backbones to compare.
         methods: methods to compare; differences are reported against `baseline` where it is listed.
-        label_rates: shares of labelled points.
+        label_rates: shares of labelled points; empty where `train.data` says which points are labelled, by
+            `label_points` or `label_mask`.
         seeds: one run each; runs with the same seed and rate see the same weak labels and are compared in pairs.
         equal_updates: train methods of one stage for more epochs, so that every run takes as many optimiser steps
             as the method with most stages; false is the paper's protocol (the same epochs a stage).
@@ -321,9 +321,15 @@ class CompareConfig:
             values = getattr(self, name)
             if not isinstance(values, list | tuple):
                 raise UserError(f"{name} must be a list, got {values!r}")
-            if not values and name != "engines":
+            if not values and name not in ("label_rates", "engines"):
                 raise UserError(f"{name} must list at least one value")
             if len(set(values)) != len(values):
                 raise UserError(f"{name} must list no value twice, got {list(values)}")
+        data = self.train.data
+        if bool(self.label_rates) == (data.label_points is not None or data.label_mask is not None):
+            raise UserError(
+                f"label_rates must list at least one value, or none where train.data.label_points or label_mask is "
+                f"given, got {list(self.label_rates)}"
+            )
         if self.engines and "minkunet" not in self.backbones:
             raise UserError(f"engines are those of minkunet, which backbones {self.backbones} leave out")

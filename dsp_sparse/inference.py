@@ -4,9 +4,11 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from .data.balls import rows_within
 from .distributed import rank, share, sum_over_ranks
 from .metrics import ConfusionMatrix
 from .reallocation import CSFR, ISFR
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ class CrossBranch(BasicBranch):
         generator = np.random.default_rng([self.voting.seed, target.scene, zlib.crc32(target.rows.tobytes())])
         scene = self.scenes[generator.integers(len(self.scenes))]
         centre = scene.points[generator.integers(scene.num_points)]
-        rows = rows_within(scene.tree, centre, self.voting.radius, self.voting.max_points)
+        rows = rows_within(scene, centre, self.voting.radius, self.voting.max_points)
         return make_sample(scene, scene.labels, centre, rows, scene.number)
 
 
@@ -120,12 +124,14 @@ def predict_probabilities(
         `[n, C]` float32 on the CPU, rows sum to 1.
     """
     generator = np.random.default_rng([voting.seed, number])
-    balls = cover(np.asarray(cloud.points), voting.radius, voting.votes, generator, voting.max_points)
+    balls = cover(cloud, voting.radius, voting.votes, generator, voting.max_points)
+    samples = (make_sample(cloud, cloud.labels, *ball, number) for ball in balls)
+    batches = iter(lambda: list(islice(samples, voting.batch_size)), [])
     angles = [2 * math.pi * turn / voting.rotations for turn in range(voting.rotations)]
     total = torch.zeros(len(cloud.points), branch.net.tap.out_channels)
     seen = torch.zeros(len(cloud.points), dtype=torch.int32)
     with evaluating(branch.net):
-        while cut := [make_sample(cloud, cloud.labels, *ball, number) for ball in islice(balls, voting.batch_size)]:
+        for cut in ahead(batches):
             for angle in angles:
                 for ball, logits in zip(cut, branch([rotated(ball, angle) for ball in cut]), strict=True):
                     total[torch.from_numpy(ball.rows)] += logits.float().softmax(1).cpu()
@@ -135,6 +141,16 @@ def predict_probabilities(
                 if bar is not None:
                     bar.update(int((seen[rows] == voting.votes).sum()))
     return total.div_(seen.mul_(len(angles))[:, None])
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; a thread computes the next one while the caller works on one: balls are cut as a GPU computes."""
+    with ThreadPoolExecutor(1) as pool:
+        end = object()
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
 
 
 def rotated(ball: Sample, angle: float) -> Sample:

@@ -17,16 +17,19 @@ def augment(sample: Sample, config: AugmentConfig, generator: np.random.Generato
     angle = generator.uniform(0, 2 * np.pi) if config.rotate else 0.0
     scale = generator.uniform(config.scale_min, config.scale_max, 3)
     mirror = config.mirror and generator.random() < 0.5
-    noise = generator.normal(0, config.jitter, sample.coord.shape)
     drop = generator.random() < config.feature_drop
 
     cos, sin = np.cos(angle), np.sin(angle)
-    rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    coord = sample.coord @ rotation.T * scale
+    linear = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * scale
     if mirror:
-        coord[:, 0] *= -1
+        linear[:, 0] *= -1
+    coord = sample.coord @ linear.astype(np.float32)
+    if config.jitter:
+        noise = generator.standard_normal(coord.shape, np.float32)
+        noise *= np.float32(config.jitter)
+        coord += noise
     feat = sample.feat.copy()
     feat[:, -1] *= scale[2]
     if drop:
         feat[:, 1:-1] = 0
-    return replace(sample, coord=(coord + noise).astype(np.float32), feat=feat)
+    return replace(sample, coord=coord, feat=feat)

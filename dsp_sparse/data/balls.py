@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from ..errors import UserError
 from .batch import Sample, network_features
-from .store import GridCloud, Scene
+from .store import Scene
+from .tiles import GridCloud
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,116 +33,160 @@ def near(point: np.ndarray, radius: float, generator: np.random.Generator) -> np
     return point + generator.normal(0, radius / 10, 3)
 
 
-def rows_within(tree: cKDTree, centre: np.ndarray, radius: float, max_points: int | None = None) -> np.ndarray:
+def rows_within(
+    cloud: Scene | GridCloud, centre: np.ndarray, radius: float, max_points: int | None = None
+) -> np.ndarray:
     """Rows of the points within `radius` of `centre`, ascending; of more than `max_points` only the nearest."""
-    rows = np.array(tree.query_ball_point(centre, radius, return_sorted=True), dtype=np.int64)
-    if max_points is not None and len(rows) > max_points:
-        distances = ((tree.data[rows] - centre) ** 2).sum(1)
-        rows = np.sort(rows[np.argsort(distances, kind="stable")[:max_points]])
-    return rows
+    return cloud.index.within(cloud.points, centre, radius, max_points)
 
 
 def rows_around(
-    tree: cKDTree, centre: np.ndarray, anchor: int, radius: float, max_points: int | None = None
+    cloud: Scene | GridCloud, centre: np.ndarray, anchor: int, radius: float, max_points: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre and rows of a ball that contains the row `anchor`.
 
     Where noise or the cap on points would lose the anchor, the ball is centred on it instead.
     """
-    rows = rows_within(tree, centre, radius, max_points)
+    rows = rows_within(cloud, centre, radius, max_points)
     if anchor not in rows:
-        centre = tree.data[anchor]
-        rows = rows_within(tree, centre, radius, max_points)
+        centre = cloud.points[anchor].astype(np.float64)
+        rows = rows_within(cloud, centre, radius, max_points)
     return centre, rows
 
 
 def make_sample(
     cloud: Scene | GridCloud, labels: np.ndarray, centre: np.ndarray, rows: np.ndarray, scene: int
 ) -> Sample:
-    """The points `rows` of a cloud as a sample around `centre`, with `labels [n]`; `scene` is its index."""
-    points = np.asarray(cloud.points[rows])
+    """The points `rows` of a cloud as a sample around `centre`, with `labels [n]`; `scene` is its number."""
+    points = cloud.points.take(rows, axis=0)
     return Sample(
-        feat=network_features(cloud.features[rows], points[:, 2]),
-        coord=(points - centre).astype(np.float32),
-        labels=np.asarray(labels[rows], dtype=np.int64),
+        feat=network_features(cloud.features.take(rows, axis=0), points[:, 2]),
+        # In float64, and straight into the result.
+        coord=np.subtract(points, centre, out=np.empty(points.shape, np.float32), casting="same_kind"),
+        labels=labels.take(rows).astype(np.int64),
         rows=rows,
         scene=scene,
     )
 
 
 class Potentials:
-    """Where balls have been: a potential per point, raised around every centre by a Tukey window (KPConv).
+    """Where balls have been: a potential per block of a cloud, raised around every centre by a Tukey window (KPConv).
 
-    The next centre is the point of least potential, so that balls spread evenly.
+    It is that of the block's first point. The next ball goes where the potential is least, so that balls spread evenly.
 
     Args:
-        tree: search tree over the points that may become centres.
+        cloud: the cloud; its blocks are those of its index.
         radius: radius of the balls.
         generator: breaks the ties of the start.
     """
 
-    def __init__(self, tree: cKDTree, radius: float, generator: np.random.Generator):
-        self.tree = tree
+    def __init__(self, cloud: Scene | GridCloud, radius: float, generator: np.random.Generator):
+        self.cloud = cloud
         self.radius = radius
-        self.values = generator.uniform(0, 1e-3, tree.n)
+        self.values = generator.uniform(0, 1e-3, len(cloud.index.keys))
 
     def visit(self, centre: np.ndarray) -> None:
         """Raise the potentials around a ball's centre by `(1 - d² / R²)²`."""
-        rows = np.array(self.tree.query_ball_point(centre, self.radius), dtype=np.int64)
-        squared = ((self.tree.data[rows] - centre) ** 2).sum(1)
-        self.values[rows] += (1 - squared / self.radius**2) ** 2
+        blocks = self.cloud.index.blocks(centre, self.radius)
+        first = self.cloud.points[self.cloud.index.starts[blocks]]
+        squared = ((first - centre) ** 2).sum(1)
+        self.values[blocks] += np.maximum(1 - squared / self.radius**2, 0) ** 2
 
 
 class BallSampler:
     """Batches of independent balls that cover the scenes evenly: a batch sampler for a `DataLoader`.
 
-    Potentials start anew every epoch, which makes an epoch a function of (seed, epoch) alone.
+    Potentials start anew every epoch, which makes an epoch a function of (seed, epoch) alone. W ranks with batches of b
+    balls draw what one process draws with batches of W · b: of every such batch, rank r takes the r-th part.
 
     Args:
         scenes: scenes to cut from, at least one.
         radius: radius of the balls, metres.
-        batch_size: balls a batch.
-        steps: batches.
+        batch_size: balls a batch and rank.
+        steps: batches of the epoch.
         seed: seed of the run.
         epoch: epoch of the run.
+        rank: number of this process.
+        world: number of processes.
+        first_step: batches to leave out at the start, of an epoch that is resumed.
     """
 
-    def __init__(self, scenes: Sequence[Scene], *, radius: float, batch_size: int, steps: int, seed: int, epoch: int):
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        *,
+        radius: float,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        first_step: int = 0,
+    ):
         if not scenes:
             raise UserError("no scenes to sample from, expected at least one")
-        self.scenes, self.radius, self.batch_size, self.steps = scenes, radius, batch_size, steps
-        self.seed = (seed, epoch)
+        self.scenes, self.radius, self.seed = scenes, radius, (seed, epoch)
+        self.share = Share(batch_size, steps, rank, world, first_step)
 
     def __len__(self) -> int:
-        return self.steps
+        return len(self.share.steps)
 
     def __iter__(self) -> Iterator[list[Ball]]:
         generator = np.random.default_rng([*self.seed, 0])
-        potentials = [Potentials(scene.centres, self.radius, generator) for scene in self.scenes]
+        potentials = [Potentials(scene, self.radius, generator) for scene in self.scenes]
         lowest = np.array([p.values.min() for p in potentials])
-        for step in range(self.steps):
+        for step in range(self.share.steps.stop):
             batch = []
-            for position in range(self.batch_size):
+            for position in range(self.share.size):
                 chosen = int(lowest.argmin())
                 potential = potentials[chosen]
-                centre = near(potential.tree.data[potential.values.argmin()], self.radius, generator)
+                first = self.scenes[chosen].index.starts[potential.values.argmin()]
+                centre = near(self.scenes[chosen].points[first].astype(np.float64), self.radius, generator)
                 potential.visit(centre)
                 lowest[chosen] = potential.values.min()
                 batch.append(Ball(chosen, centre, (*self.seed, step, position + 1)))  # 0 is the sampler itself
-            yield batch
+            if step in self.share.steps:
+                yield batch[self.share.own]
+
+
+class Share:
+    """What one of several processes takes of the batches of an epoch.
+
+    Args:
+        batch_size: samples a batch and rank.
+        steps: batches of the epoch.
+        rank: number of this process.
+        world: number of processes.
+        first_step: batches to leave out at the start.
+
+    Attributes:
+        size: samples of all ranks together in a batch.
+        own: which of them are this rank's.
+        steps: the steps to take.
+    """
+
+    def __init__(self, batch_size: int, steps: int, rank: int, world: int, first_step: int):
+        if not 0 <= rank < world:
+            raise UserError(f"rank must be at least 0 and less than world, got rank {rank} of {world}")
+        if not 0 <= first_step <= steps:
+            raise UserError(f"first_step must be at least 0 and at most steps, got {first_step} of {steps}")
+        self.size = batch_size * world
+        self.own = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.steps = range(first_step, steps)
 
 
 def cover(
-    points: np.ndarray,
+    cloud: Scene | GridCloud,
     radius: float,
     votes: int,
     generator: np.random.Generator,
     max_points: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Balls that together see every point at least `votes` times.
+    """Balls that together see every point of a cloud at least `votes` times.
 
     Args:
-        points: `[n, 3]`, distinct.
+        cloud: the cloud, n points.
         radius: radius of the balls.
         votes: how often every point is to be seen, at least 1.
         generator: source of randomness.
@@ -153,13 +197,19 @@ def cover(
     """
     if votes < 1:
         raise UserError(f"votes must be at least 1, got {votes}")
-    tree = cKDTree(points)
-    potentials = Potentials(tree, radius, generator)
-    seen = np.zeros(len(points), np.int64)
-    while (wanting := np.flatnonzero(seen < votes)).size:
+    starts = cloud.index.starts
+    potentials = Potentials(cloud, radius, generator)
+    seen = np.zeros(len(cloud.points), np.int32)
+    wanting = np.diff(starts)  # points of each block that want a vote
+    while np.isfinite(potentials.values[block := potentials.values.argmin()]):
         # The anchor is a point that still wants a vote and gets one: the loop ends.
-        anchor = wanting[potentials.values[wanting].argmin()]
-        centre, rows = rows_around(tree, near(tree.data[anchor], radius, generator), anchor, radius, max_points)
+        anchor = int(starts[block] + seen[starts[block] : starts[block + 1]].argmin())
+        centre = near(cloud.points[anchor].astype(np.float64), radius, generator)
+        centre, rows = rows_around(cloud, centre, anchor, radius, max_points)
         potentials.visit(centre)
         seen[rows] += 1
+        satisfied = rows[seen[rows] == votes]
+        blocks, counts = np.unique(np.searchsorted(starts, satisfied, side="right") - 1, return_counts=True)
+        wanting[blocks] -= counts
+        potentials.values[blocks[wanting[blocks] == 0]] = np.inf
         yield centre, rows

@@ -19,7 +19,8 @@ class Sample:
         coord: `[n, 3]` float32, metres from the centre of the ball.
         labels: `[n]` int64, -1 where unlabelled.
         rows: `[n]` int64, the row each point has in its scene.
-        scene: index of the scene in its store.
+        scene: number of the scene in its store.
+        pair_class: the class that its pair was drawn for; None for a sample of its own.
     """
 
     feat: np.ndarray
@@ -27,6 +28,7 @@ class Sample:
     labels: np.ndarray
     rows: np.ndarray
     scene: int
+    pair_class: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,9 @@ class Batch:
         input: what the network sees; see `network_features` for its channels.
         labels: `[N]` int64 class ids, -1 on unlabelled points.
         rows: `[N]` int64, the row each point has in its scene.
-        scenes: B indices of scenes in their store.
+        scenes: B numbers of scenes in their store.
         partner: `[B]` int64, the sample each sample is paired with; None in a batch of independent samples.
+        pair_classes: the class that each pair was drawn for; none in a batch of independent samples.
     """
 
     input: Ragged
@@ -46,6 +49,7 @@ class Batch:
     rows: Tensor
     scenes: list[int]
     partner: Tensor | None = None
+    pair_classes: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -67,7 +71,9 @@ def network_features(features: np.ndarray, height: np.ndarray) -> np.ndarray:
     Returns:
         `[n, F + 2]` float32.
     """
-    return np.column_stack([np.ones(len(height)), features, height]).astype(np.float32)
+    channels = np.empty((len(height), 2 + features.shape[1]), np.float32)
+    channels[:, 0], channels[:, 1:-1], channels[:, -1] = 1, features, height
+    return channels
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -1,6 +1,7 @@
 """The loader of one epoch of training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,15 @@ from .augment import augment
 from .balls import Ball, BallSampler, make_sample, rows_around, rows_within
 from .batch import Sample, collate
 from .pairs import PairSampler, collate_pairs
-from .store import Scene
+from .store import Scene, SceneStore
+
+
+def split(store: SceneStore, data: DataConfig) -> tuple[list[Scene], list[Scene]]:
+    """The scenes to train on and those to test on. UserError: a group that the store does not have."""
+    groups = data.train_groups
+    if groups is None:
+        groups = sorted({scene.group for scene in store.scenes} - set(data.test_groups))
+    return store.group(groups), store.group(data.test_groups)
 
 
 class BallDataset(TorchDataset):
@@ -26,11 +35,12 @@ class BallDataset(TorchDataset):
     def __getitem__(self, ball: Ball) -> Sample:
         scene = self.scenes[ball.scene]
         limits = (self.data.radius, self.data.max_points)
+        labels = self.labels[ball.scene]
         if ball.anchor is None:
-            centre, rows = ball.centre, rows_within(scene.tree, ball.centre, *limits)
+            cut = make_sample(scene, labels, ball.centre, rows_within(scene, ball.centre, *limits), scene.number)
         else:
-            centre, rows = rows_around(scene.tree, ball.centre, ball.anchor, *limits)
-        cut = make_sample(scene, self.labels[ball.scene], centre, rows, scene.number)
+            cut = make_sample(scene, labels, *rows_around(scene, ball.centre, ball.anchor, *limits), scene.number)
+            cut = replace(cut, pair_class=int(labels[ball.anchor]))
         return augment(cut, self.augmentation, np.random.default_rng(ball.seed))
 
 
@@ -44,18 +54,24 @@ def train_loader(
     seed: int,
     epoch: int,
     pairs: bool,
+    rank: int = 0,
+    world: int = 1,
+    first_step: int = 0,
 ) -> DataLoader:
     """The batches of one epoch. They depend on the arguments alone, not on the number of workers.
 
     Args:
         scenes: scenes to train on, at least one.
         weak_labels: per scene `[n]` class ids, -1 where training must not see the label.
-        data: radius, cap on points, batch size and number of workers.
+        data: radius, cap on points, batch size (of a rank) and number of workers.
         augment: augmentation.
-        steps: batches.
+        steps: batches of the epoch.
         seed: seed of the run, not negative.
         epoch: epoch of the run.
         pairs: batches of pairs (see `PairSampler`) instead of independent samples.
+        rank: number of this process; the ranks share what one process would see in batches `world` times as large.
+        world: number of processes.
+        first_step: batches to leave out at the start, of an epoch that is resumed.
 
     Returns:
         A loader of `Batch`.
@@ -64,9 +80,7 @@ def train_loader(
         UserError: no scenes; with `pairs`, an odd batch size or no two samples with a common class.
     """
     where = {"radius": data.radius, "batch_size": data.batch_size, "steps": steps, "seed": seed, "epoch": epoch}
-    for scene in scenes:
-        # Built here, once, and shared with the workers.
-        scene.tree  # noqa: B018
+    where |= {"rank": rank, "world": world, "first_step": first_step}
     return DataLoader(
         BallDataset(scenes, weak_labels, data, augment),
         batch_sampler=PairSampler(scenes, weak_labels, **where) if pairs else BallSampler(scenes, **where),

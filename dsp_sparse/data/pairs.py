@@ -7,26 +7,33 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .balls import Ball, near
+from .balls import Ball, Share, near
 from .batch import Batch, Sample, collate
 from .store import Scene
+from .weak_labels import WeakLabels, rows_by_class
 
 
 class PairSampler:
     """Batches of pairs: samples 2k and 2k + 1 share a weakly labelled class. A batch sampler for a `DataLoader`.
 
     A pair starts with a class, drawn uniformly so that rare classes are not starved. Its first ball is centred near a
-    labelled point of that class, the second near one in another cloud, or near another point of the same cloud where
-    no other cloud has the class. Both balls name their point as anchor, which survives cropping and the cap on points.
+    labelled point of that class, the second near one in another scene, or near another point of the same scene where
+    no other scene has the class. Both balls name their point as anchor, which survives cropping and the cap on points.
+
+    A batch is a function of (seed, epoch, step) alone. W ranks with batches of b balls draw what one process draws with
+    batches of W · b: of every such batch, rank r takes the r-th part, whole pairs.
 
     Args:
         scenes: scenes to cut from.
         weak_labels: per scene `[n]` class ids, -1 where unlabelled.
         radius: radius of the balls, metres.
-        batch_size: balls a batch, even.
-        steps: batches.
+        batch_size: balls a batch and rank, even.
+        steps: batches of the epoch.
         seed: seed of the run.
         epoch: epoch of the run.
+        rank: number of this process.
+        world: number of processes.
+        first_step: batches to leave out at the start, of an epoch that is resumed.
 
     Raises:
         UserError: an odd batch size, or no two samples with a common class (no class has two labelled points).
@@ -42,65 +49,67 @@ class PairSampler:
         steps: int,
         seed: int,
         epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        first_step: int = 0,
     ):
         if batch_size < 2 or batch_size % 2:
             raise UserError(f"batch_size must be even and at least 2 to hold pairs, got {batch_size}")
-        self.scenes, self.radius, self.batch_size, self.steps = scenes, radius, batch_size, steps
-        self.seed = (seed, epoch)
+        self.scenes, self.radius, self.seed = scenes, radius, (seed, epoch)
+        self.share = Share(batch_size, steps, rank, world, first_step)
         # class -> scene -> rows of its labelled points
-        self.labelled: dict[int, dict[int, np.ndarray]] = {}
-        for index, labels in enumerate(weak_labels):
-            rows = np.flatnonzero(labels >= 0)
-            for label in np.unique(labels[rows]):
-                self.labelled.setdefault(int(label), {})[index] = rows[labels[rows] == label]
-        self.classes = sorted(c for c, where in self.labelled.items() if sum(map(len, where.values())) > 1)
+        stored = isinstance(weak_labels, WeakLabels)
+        self.labelled = weak_labels.by_class if stored else rows_by_class(weak_labels)
+        self.classes = [c for c, where in self.labelled.items() if sum(map(len, where.values())) > 1]
         if not self.classes:
             raise UserError(
                 f"no two samples with a common class: none of the {len(self.labelled)} labelled classes of "
-                f"{len(scenes)} scenes has two labelled points; expected a higher label rate or more scenes"
+                f"{len(scenes)} scenes has two labelled points; expected more labels or more scenes"
             )
 
     def __len__(self) -> int:
-        return self.steps
+        return len(self.share.steps)
 
     def __iter__(self) -> Iterator[list[Ball]]:
-        for step in range(self.steps):
+        for step in self.share.steps:
             generator = np.random.default_rng([*self.seed, step])
-            anchors = [a for _ in range(self.batch_size // 2) for a in self._pair(generator)]
-            yield [
+            anchors = [a for _ in range(self.share.size // 2) for a in self._pair(generator)]
+            batch = [
                 Ball(
                     scene=scene,
-                    centre=near(self.scenes[scene].points[row].astype(float), self.radius, generator),
+                    centre=near(self.scenes[scene].points[row].astype(np.float64), self.radius, generator),
                     seed=(*self.seed, step, position + 1),  # seeds are padded with zeros: 0 is the sampler itself
                     anchor=row,
                 )
                 for position, (scene, row) in enumerate(anchors)
             ]
+            yield batch[self.share.own]
 
     def _pair(self, generator: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
         """Two labelled points of one class, as (scene, row)."""
-        where = self.labelled[int(generator.choice(self.classes))]
+        where = self.labelled[self.classes[generator.integers(len(self.classes))]]
         scenes = list(where)
         if len(scenes) > 1:
-            first, second = generator.choice(scenes, 2, replace=False)
-            return tuple((int(s), int(generator.choice(where[s]))) for s in (first, second))
-        rows = generator.choice(where[scenes[0]], 2, replace=False)
-        return tuple((scenes[0], int(row)) for row in rows)
+            pair = [scenes[i] for i in generator.choice(len(scenes), 2, replace=False)]
+            return tuple((scene, int(where[scene][generator.integers(len(where[scene]))])) for scene in pair)
+        (scene,) = scenes
+        rows = where[scene][generator.choice(len(where[scene]), 2, replace=False)]
+        return tuple((scene, int(row)) for row in rows)
 
 
 def collate_pairs(samples: Sequence[Sample]) -> Batch:
     """Pack samples into a batch whose samples 2k and 2k + 1 are partners.
 
     Raises:
-        RuntimeError: a pair without a common class among its labelled points; the message names the pair.
+        RuntimeError: a pair without the class it was drawn for among the labelled points of both; the message names it.
     """
     for first in range(0, len(samples), 2):
         pair = samples[first : first + 2]
-        known = [set(np.unique(s.labels[s.labels >= 0]).tolist()) for s in pair]
-        if not set.intersection(*known):
+        if not all((sample.labels == pair[0].pair_class).any() for sample in pair):
             names = " and ".join(
-                f"sample {first + i} of scene {s.scene} {sorted(known[i])}" for i, s in enumerate(pair)
+                f"sample {first + i} of scene {s.scene} {sorted(set(s.labels[s.labels >= 0].tolist()))}"
+                for i, s in enumerate(pair)
             )
-            raise RuntimeError(f"a pair without a common labelled class: {names}")
+            raise RuntimeError(f"a pair without the common labelled class {pair[0].pair_class}: {names}")
     partner = torch.arange(len(samples)).view(-1, 2).flip(1).reshape(-1)
-    return replace(collate(samples), partner=partner)
+    return replace(collate(samples), partner=partner, pair_classes=tuple(s.pair_class for s in samples[::2]))

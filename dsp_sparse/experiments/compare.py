@@ -26,19 +26,27 @@ from .table import comparison_table
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix. `engine` is None where engines are not compared."""
+    """One run of the matrix. `engine` is None where engines are not compared, `label_rate` where rates are not: then
+    the labels are `label_points` a cloud or those of `label_mask`.
+    """
 
     backbone: str
     method: str
-    label_rate: float
+    label_rate: float | None
     seed: int
     engine: str | None = None
+    label_points: int | None = None
+    label_mask: str | None = None
 
     @property
     def name(self) -> str:
         """The name of its run folder."""
         backbone = f"{self.backbone}-{self.engine}" if self.engine else self.backbone
-        return f"{backbone}-{self.method}-{self.label_rate:g}-seed{self.seed}"
+        if self.label_rate is not None:
+            labels = repr(self.label_rate)
+        else:
+            labels = "mask" if self.label_mask else f"{self.label_points}points"
+        return f"{backbone}-{self.method}-{labels}-seed{self.seed}"
 
     @property
     def labels(self) -> dict:
@@ -48,17 +56,20 @@ class Cell:
 
 def cells(config: CompareConfig) -> Iterator[Cell]:
     """The runs of a comparison: seeds vary slowest, so that an interrupted comparison is complete for some seeds."""
+    data = config.train.data
     for seed in config.seeds:
-        for label_rate in config.label_rates:
+        for label_rate in config.label_rates or (None,):
             for backbone in config.backbones:
                 for method in config.methods:
                     for engine in (backbone == "minkunet" and config.engines) or (None,):
-                        yield Cell(backbone, method, label_rate, seed, engine)
+                        yield Cell(backbone, method, label_rate, seed, engine, data.label_points, data.label_mask)
 
 
 def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
     """The training settings of one run. A seed also draws its own weak labels, shared by all runs with that seed."""
-    epochs = config.train.optim.epochs
+    epochs, data = config.train.optim.epochs, replace(config.train.data, label_seed=cell.seed)
+    if cell.label_rate is not None:
+        data = replace(data, label_rate=cell.label_rate)
     if config.equal_updates:
         most = max(len(METHODS[m]) for m in config.methods)
         epochs = epochs * most // len(METHODS[cell.method])
@@ -67,7 +78,7 @@ def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
         backbone=cell.backbone,
         method=cell.method,
         seed=cell.seed,
-        data=replace(config.train.data, label_rate=cell.label_rate, label_seed=cell.seed),
+        data=data,
         optim=replace(config.train.optim, epochs=epochs),
         minkunet=replace(config.train.minkunet, engine=cell.engine or config.train.minkunet.engine),
     )

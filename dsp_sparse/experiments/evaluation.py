@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..data import SceneStore
+from ..data import SceneStore, split
 from ..distributed import pick_device, rank
 from ..errors import UserError
 from ..files import write_json
@@ -74,7 +74,7 @@ def evaluate_run(
         if branch == "intra":
             decoder = IntraBranch(model.net, modules[name])
         else:
-            partners = SceneStore.open(config.data.store).group(config.data.train_groups)
+            partners, _ = split(SceneStore.open(config.data.store), config.data)
             decoder = CrossBranch(model.net, modules[name], partners, voting)
     others = {name: value for name, value in chosen.items() if value != getattr(config.eval, name)}
     if opened.path.resolve() != Path(config.data.store).resolve():

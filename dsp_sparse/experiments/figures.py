@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from ..files import atomic_path
-from .table import group_runs
+from .table import group_runs, labels_of
 
 
 def plot_comparison(runs: list[dict], path: Path) -> None:
@@ -33,7 +33,7 @@ def plot_comparison(runs: list[dict], path: Path) -> None:
                 panel.bar(x, sum(scores) / len(scores), 0.75 / len(kinds), color=f"C{i}", alpha=0.6)
                 panel.plot([x] * len(scores), scores, "k.", markersize=4)
         panel.set_xticks(range(len(backbones)), backbones)
-        panel.set_title(f"{100 * rate:g} % of the points labelled")
+        panel.set_title(f"{next(labels_of(g[0]) for (r, *_), g in groups.items() if r == rate)} labelled")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mIoU (%)")
     handles = [Patch(color=f"C{i}", alpha=0.6, label=" ".join(filter(None, kind))) for i, kind in enumerate(kinds)]

@@ -32,11 +32,19 @@ def seconds(values: Iterable[float], digits: int = 0) -> str:
     return f"{mean(values):.{digits}f}" if values else "-"
 
 
+def labels_of(run: dict) -> str:
+    """What was labelled in a run, for people."""
+    if "label_points" in run:
+        return f"{run['label_points']} points a cloud"
+    return "mask" if "label_mask" in run else f"{100 * run['label_rate']:.10g} %"
+
+
 def group_runs(runs: list[dict]) -> dict[tuple, list[dict]]:
-    """Runs by (label rate, backbone, method, engine), each group in the order of its seeds; engine: None for none."""
+    """Runs by (label rate, backbone, method, engine), each group in the order of its seeds; None: not compared."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
-        groups.setdefault((run["label_rate"], run["backbone"], run["method"], run.get("engine")), []).append(run)
+        key = (run.get("label_rate"), run["backbone"], run["method"], run.get("engine"))
+        groups.setdefault(key, []).append(run)
     return dict(sorted(groups.items(), key=lambda item: item[0][:2]))  # stable: the rest stays in the given order
 
 
@@ -61,7 +69,7 @@ def comparison_table(runs: list[dict]) -> str:
         baseline = groups.get((rate, backbone, "baseline", engine), [])
         delta = "" if method == "baseline" else spread(differences(group, baseline))
         cells = [
-            f"{100 * rate:g} %",
+            labels_of(group[0]),
             backbone,
             *([engine or "-"] if engines else []),
             method,
@@ -95,6 +103,6 @@ def comparison_table(runs: list[dict]) -> str:
 def errors(run: dict) -> list[tuple[str, str]]:
     """What failed of a run, and why."""
     name = " ".join(filter(None, (run["backbone"], run.get("engine"), run["method"])))
-    name += f", {100 * run['label_rate']:g} % labels, seed {run['seed']}"
+    name += f", {labels_of(run)} labelled, seed {run['seed']}"
     found = [(name, run), (f"first engine's weights under {name}", run.get("first_engine", {}))]
     return [(what, outcome["error"]) for what, outcome in found if "error" in outcome]

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,12 @@ from .stages import Objective
 
 
 def train_epoch(
-    objective: Objective, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], clip_value: float, bar: tqdm
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    classes: Sequence[str],
+    clip_value: float,
+    bar: tqdm,
 ) -> dict:
     """Take one optimiser step a batch.
 
@@ -23,20 +28,25 @@ def train_epoch(
         objective: the losses of the stage, on the device to train on.
         optimizer: the optimiser of its parameters.
         batches: the batches of the epoch, at least one.
+        classes: class names.
         clip_value: gradients are clipped to ±clip_value, element by element.
         bar: progress bar, advanced by one a step.
 
     Returns:
-        The means over the steps of the `losses` by name and of the `points` a batch, and the `seconds` spent on
-        waiting for `data`, on `geometry` (neighbourhoods, kernel maps), `forward`, `backward` and in `total`.
+        The means over the steps of the `losses` by name and of the `points` a batch; how many `labelled` points of each
+        class were drawn, and for how many `pairs` each class was chosen (none without pairs); and the `seconds` spent
+        on waiting for `data`, on `geometry` (neighbourhoods, kernel maps), `forward`, `backward` and in `total`.
 
     Raises:
         FloatingPointError: the loss, or after the last step a weight, is not finite.
     """
     clock = Clock(next(objective.parameters()).device)
     sums: dict[str, float] = defaultdict(float)
+    labelled, pairs = torch.zeros(len(classes), dtype=torch.int64), Counter()
     start, points, steps = time.perf_counter(), 0, 0
     for batch in clock.each("data", batches):
+        labelled += batch.labels[batch.labels >= 0].bincount(minlength=len(classes))
+        pairs.update(batch.pair_classes)
         with clock("geometry"):
             batch = batch.to(clock.device)
             geometry = objective.net.geometry(batch.input)
@@ -60,6 +70,8 @@ def train_epoch(
     return {
         "losses": {key: total / steps for key, total in sums.items()},
         "points": points / steps,
+        "labelled": dict(zip(classes, labelled.tolist(), strict=True)),
+        "pairs": {name: pairs[label] for label, name in enumerate(classes)} if pairs else {},
         "seconds": {**clock.seconds, "total": time.perf_counter() - start},
     }
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
 from ..config import TrainConfig
-from ..data import Batch, Scene, SceneStore, train_loader, weak_labels
+from ..data import Batch, Scene, SceneStore, split, train_loader, weak_labels
 from ..distributed import pick_device
 from ..errors import UserError
 from ..inference import BasicBranch, Voting, evaluate
@@ -46,7 +46,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     sources = open_sources(config)
     store, stages = sources.store, METHODS[config.method]
     net = first_network(config, store, run).to(pick_device(config.device))
-    modules = train_stages(net, config, sources.batches, run)
+    modules = train_stages(net, config, sources, run)
     save_modules(run.modules, modules)
     model = Model(
         net=net,
@@ -103,19 +103,18 @@ class Sources:
 def open_sources(config: TrainConfig) -> Sources:
     """Open what a run reads. UserError: settings and store do not fit together; no stage finds that out later."""
     store = SceneStore.open(config.data.store)
-    train_scenes, test_scenes = store.group(config.data.train_groups), store.group(config.data.test_groups)
+    train_scenes, test_scenes = split(store, config.data)
     if config.backbone == "kpfcnn":
         store.require_grid(config.kpfcnn.grid_size)
     if not any((scene.original_labels >= 0).any() for scene in test_scenes):
         raise UserError(f"data.test_groups {config.data.test_groups} hold no labelled point to evaluate on")
-    labels = weak_labels(store, config.data.label_rate, config.data.label_seed)
-    train_labels = [labels[scene.number] for scene in train_scenes]
+    labels = weak_labels(store, config.data.labelling, train_scenes)
     stages = METHODS[config.method]
 
     def batches(stage: int, epoch: int) -> Iterable[Batch]:
         return train_loader(
             train_scenes,
-            train_labels,
+            labels,
             config.data,
             config.augment,
             steps=config.optim.steps_per_epoch,
@@ -129,13 +128,13 @@ def open_sources(config: TrainConfig) -> Sources:
     return Sources(store, test_scenes, batches)
 
 
-def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: Run) -> dict[str, dict]:
+def train_stages(net: TapBackbone, config: TrainConfig, sources: Sources, run: Run) -> dict[str, dict]:
     """Train `net` in place through the stages of `config.method`, from the run's checkpoint if it has one.
 
     Args:
         net: the backbone, on the device to train on.
         config: the settings.
-        batches: `batches(stage, epoch)` are the batches of one epoch, a pure function of its arguments.
+        sources: what it is trained on.
         run: where checkpoints and metrics go.
 
     Returns:
@@ -144,12 +143,12 @@ def train_stages(net: TapBackbone, config: TrainConfig, batches: Batches, run: R
     state = run.start() or TrainingState(net=net.state_dict())
     load_weights(net, state.net, run.checkpoint)
     while state.stage < len(METHODS[config.method]):
-        state = _train_stage(net, config, batches, run, state)
+        state = _train_stage(net, config, sources, run, state)
     return state.modules
 
 
 def _train_stage(
-    net: TapBackbone, config: TrainConfig, batches: Batches, run: Run, state: TrainingState
+    net: TapBackbone, config: TrainConfig, sources: Sources, run: Run, state: TrainingState
 ) -> TrainingState:
     """Train the stage that `state` stands in, to its end; returns the start of the next stage."""
     optim, name = config.optim, METHODS[config.method][state.stage]
@@ -171,7 +170,8 @@ def _train_stage(
             place = {"stage": state.stage, "objective": name, "epoch": epoch + 1, "lr": rate}
             bar.set_description(f"{name} {epoch + 1}/{optim.epochs}")
             try:
-                metrics = train_epoch(objective, optimizer, batches(state.stage, epoch), optim.clip_value, bar)
+                batches = sources.batches(state.stage, epoch)
+                metrics = train_epoch(objective, optimizer, batches, sources.store.classes, optim.clip_value, bar)
             except FloatingPointError as error:
                 reason = f"{name}, epoch {epoch + 1}: {error}; the last checkpoint in {run.folder} is kept"
                 raise FloatingPointError(f"{reason}; a lower optim.lr may help") from None

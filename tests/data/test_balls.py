@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from scipy.spatial import cKDTree
 
 from dsp_sparse.config import AugmentConfig
-from dsp_sparse.data import BallSampler, cover, make_sample
+from dsp_sparse.data import BallSampler, GridCloud, RawCloud, Tile, cover, grid_cloud, make_sample
 from dsp_sparse.data.augment import augment
 from dsp_sparse.data.balls import rows_around, rows_within
 from dsp_sparse.errors import UserError
@@ -11,36 +10,42 @@ from dsp_sparse.errors import UserError
 OFF = AugmentConfig(rotate=False, scale_min=1, scale_max=1, mirror=False, jitter=0, feature_drop=0)
 
 
+def cloud_of(points, grid: float) -> GridCloud:
+    """The grid cloud of points without features and labels."""
+    points = np.asarray(points, np.float64)
+    nothing = np.zeros((len(points), 0), np.float32), np.zeros(len(points), np.int64)
+    return grid_cloud(Tile.whole(RawCloud(points, *nothing)), grid)
+
+
 @pytest.fixture(scope="module")
-def points():
-    return np.random.default_rng(0).uniform(0, 3, (2000, 3)).astype(np.float32)
+def cloud():
+    return cloud_of(np.random.default_rng(0).uniform(0, 3, (2000, 3)), 0.1)
 
 
-def test_a_ball_is_every_point_within_the_radius(points):
+def test_a_ball_is_every_point_within_the_radius(cloud):
     centre = np.array([1.0, 2.0, 0.5])
-    distances = np.linalg.norm(points - centre, axis=1)
-    tree = cKDTree(points)
-    rows = rows_within(tree, centre, 0.8)
+    distances = np.linalg.norm(cloud.points - centre, axis=1)
+    rows = rows_within(cloud, centre, 0.8)
     np.testing.assert_array_equal(rows, np.flatnonzero(distances <= 0.8))
-    capped = rows_within(tree, centre, 0.8, max_points=20)
+    capped = rows_within(cloud, centre, 0.8, max_points=20)
     np.testing.assert_array_equal(capped, np.sort(np.argsort(distances)[:20]))
-    assert rows_within(tree, centre, 0.8, max_points=5000).tolist() == rows.tolist()
+    assert rows_within(cloud, centre, 0.8, max_points=5000).tolist() == rows.tolist()
 
 
-def test_an_anchor_survives_noise_and_cap(points):
-    tree = cKDTree(points)
+def test_an_anchor_survives_noise_and_cap(cloud):
     for anchor in range(50):
         for cap in (None, 1, 5):
-            centre, rows = rows_around(tree, points[anchor] + np.array([0.1, -0.1, 0.1]), anchor, 0.5, cap)
+            noisy = cloud.points[anchor] + np.array([0.1, -0.1, 0.1])
+            centre, rows = rows_around(cloud, noisy, anchor, 0.5, cap)
             assert anchor in rows
-            assert np.linalg.norm(points[rows] - centre, axis=1).max() <= 0.5
+            assert np.linalg.norm(cloud.points[rows] - centre, axis=1).max() <= 0.5
             assert cap is None or len(rows) <= cap
 
 
 def test_a_sample_shows_the_network_ones_features_and_height(rooms_store):
     scene = rooms_store.scenes[1]
     centre = scene.points[7].astype(float)
-    rows = rows_within(scene.tree, centre, 1.0)
+    rows = rows_within(scene, centre, 1.0)
     sample = make_sample(scene, scene.labels, centre, rows, scene.number)
     assert (sample.feat.dtype, sample.coord.dtype, sample.labels.dtype) == (np.float32, np.float32, np.int64)
     np.testing.assert_allclose(sample.coord + centre, scene.points[rows], atol=1e-6)
@@ -53,27 +58,34 @@ def test_a_sample_shows_the_network_ones_features_and_height(rooms_store):
 
 
 @pytest.mark.parametrize("max_points", [None, 30])
-def test_cover_sees_every_point_often_enough(points, max_points):
-    seen = np.zeros(len(points), int)
-    for centre, rows in cover(points, 0.6, 2, np.random.default_rng(0), max_points):
+def test_cover_sees_every_point_often_enough(cloud, max_points):
+    seen = np.zeros(len(cloud.points), int)
+    for centre, rows in cover(cloud, 0.6, 2, np.random.default_rng(0), max_points):
         assert len(rows) == len(set(rows.tolist()))
-        assert np.linalg.norm(points[rows] - centre, axis=1).max() <= 0.6
+        assert np.linalg.norm(cloud.points[rows] - centre, axis=1).max() <= 0.6
         assert max_points is None or len(rows) <= max_points
         seen[rows] += 1
     assert seen.min() >= 2
 
 
-def test_cover_is_a_function_of_its_generator(points):
+def test_cover_is_sparing(rooms_store):
+    """Without a cap, points are seen at most a few times as often as they must be."""
+    scene = rooms_store.scenes[0]
+    seen = sum(len(rows) for _, rows in cover(scene, 1.2, 3, np.random.default_rng(0)))
+    assert seen / scene.num_points < 5 * 3
+
+
+def test_cover_is_a_function_of_its_generator(cloud):
     def centres(seed):
-        return np.array([centre for centre, _ in cover(points, 0.6, 1, np.random.default_rng(seed))])
+        return np.array([centre for centre, _ in cover(cloud, 0.6, 1, np.random.default_rng(seed))])
 
     np.testing.assert_array_equal(centres(1), centres(1))
     assert not np.array_equal(centres(1)[:5], centres(2)[:5])
 
 
 def test_cover_reaches_a_cloud_of_one_point_and_islands():
-    assert len(list(cover(np.zeros((1, 3)), 1.0, 3, np.random.default_rng(0)))) == 3
-    islands = np.array([[0, 0, 0], [100, 0, 0], [0, 100, 0.0]])
+    assert len(list(cover(cloud_of(np.zeros((1, 3)), 0.1), 1.0, 3, np.random.default_rng(0)))) == 3
+    islands = cloud_of([[0, 0, 0], [100, 0, 0], [0, 100, 0.0]], 0.1)
     assert len(list(cover(islands, 1.0, 1, np.random.default_rng(0)))) == 3
     with pytest.raises(UserError, match="votes must be at least 1"):
         next(cover(islands, 1.0, 0, np.random.default_rng(0)))
@@ -87,7 +99,7 @@ def test_an_epoch_of_balls_covers_all_scenes(rooms_store):
     batches = list(sampler)
     assert len(batches) == len(sampler) == 60
     for ball in (ball for batch in batches for ball in batch):
-        seen[ball.scene][rows_within(scenes[ball.scene].tree, ball.centre, 1.2)] += 1
+        seen[ball.scene][rows_within(scenes[ball.scene], ball.centre, 1.2)] += 1
     assert np.mean(np.concatenate(seen) > 0) > 0.99
 
 
@@ -97,7 +109,7 @@ def test_balls_are_spread_more_evenly_than_by_chance(rooms_store):
     def unevenness(centres):
         seen = np.zeros(scene.num_points)
         for centre in centres:
-            seen[rows_within(scene.tree, centre, 1.2)] += 1
+            seen[rows_within(scene, centre, 1.2)] += 1
         return seen.std() / seen.mean()
 
     batches = list(BallSampler([scene], radius=1.2, batch_size=1, steps=60, seed=0, epoch=0))
@@ -114,7 +126,7 @@ def test_a_sampler_needs_scenes():
 def ball(rooms_store):
     scene = rooms_store.scenes[0]
     centre = scene.points[0].astype(float)
-    return make_sample(scene, scene.labels, centre, rows_within(scene.tree, centre, 1.0), 0)
+    return make_sample(scene, scene.labels, centre, rows_within(scene, centre, 1.0), 0)
 
 
 def test_augmentation_switched_off_changes_nothing(ball):

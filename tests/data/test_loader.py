@@ -1,37 +1,94 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from dsp_sparse.config import AugmentConfig, DataConfig
-from dsp_sparse.data import train_loader, weak_labels
+from dsp_sparse.data import Labelling, split, train_loader, weak_labels
+from dsp_sparse.errors import UserError
 
 
-def epoch_of(store, pairs, workers=0, steps=5, **changes):
-    data = DataConfig(store="", train_groups=[], test_groups=[], radius=1.0, batch_size=4, workers=workers)
+def loader_of(store, pairs, workers=0, steps=5, batch_size=4, **changes):
+    data = DataConfig(store="", test_groups=[], radius=1.0, batch_size=batch_size, workers=workers)
     where = {"steps": steps, "seed": 0, "epoch": 0, "pairs": pairs, **changes}
-    return list(train_loader(store.scenes, weak_labels(store, 0.05, 0), data, AugmentConfig(), **where))
+    return train_loader(store.scenes, weak_labels(store, Labelling(rate=0.05)), data, AugmentConfig(), **where)
+
+
+def epoch_of(*arguments, **changes):
+    return list(loader_of(*arguments, **changes))
 
 
 def tensors(batch):
-    partner = torch.empty(0) if batch.partner is None else batch.partner
-    scenes = torch.tensor(batch.scenes)
-    return batch.input.feat, batch.input.coord, batch.input.offsets, batch.labels, batch.rows, scenes, partner
+    return {
+        "feat": batch.input.feat,
+        "coord": batch.input.coord,
+        "offsets": batch.input.offsets,
+        "labels": batch.labels,
+        "rows": batch.rows,
+        "scenes": torch.tensor(batch.scenes),
+        "partner": torch.empty(0) if batch.partner is None else batch.partner,
+        "classes": torch.tensor(batch.pair_classes),
+    }
 
 
 def same(first, second):
     return len(first) == len(second) and all(
         torch.equal(a, b)
         for x, y in zip(first, second, strict=True)
-        for a, b in zip(tensors(x), tensors(y), strict=True)
+        for a, b in zip(tensors(x).values(), tensors(y).values(), strict=True)
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("pairs", [False, True])
-def test_batches_do_not_depend_on_the_number_of_workers(rooms_store, pairs):
+def test_batches_do_not_depend_on_the_number_of_workers(rooms_store, pairs, workers):
     alone = epoch_of(rooms_store, pairs)
     assert len(alone) == 5
-    assert same(alone, epoch_of(rooms_store, pairs, workers=1))
-    assert same(alone, epoch_of(rooms_store, pairs, workers=2))
+    assert same(alone, epoch_of(rooms_store, pairs, workers))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_batches_do_not_depend_on_how_workers_start(rooms_store, pairs):
+    """A worker that starts afresh maps the files of scenes and labels itself: what it is sent is small."""
+    loader = loader_of(rooms_store, pairs, workers=2)
+    assert len(pickle.dumps(loader.dataset)) < 5000
+    loader.multiprocessing_context = "spawn"
+    assert same(epoch_of(rooms_store, pairs), list(loader))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ranks_share_the_batches_of_one_process(rooms_store, pairs, world):
+    """W ranks with batches of b samples see what one process sees in batches of W · b, each a contiguous part."""
+    whole = epoch_of(rooms_store, pairs, batch_size=4 * world)
+    parts = [epoch_of(rooms_store, pairs, batch_size=4, rank=rank, world=world) for rank in range(world)]
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        whole_tensors, piece_tensors = tensors(batch), [tensors(piece) for piece in pieces]
+        for name in ("feat", "coord", "labels", "rows", "scenes", "classes"):
+            assert torch.equal(whole_tensors[name], torch.cat([piece[name] for piece in piece_tensors])), name
+        assert all(piece.partner is None or piece.partner.tolist() == [1, 0, 3, 2] for piece in pieces)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_an_epoch_can_be_resumed_at_any_step(rooms_store, pairs):
+    """The batches that are left are the same, bit for bit, on every rank; also none."""
+    for rank in (0, 1):
+        whole = epoch_of(rooms_store, pairs, rank=rank, world=2)
+        for first_step in range(6):
+            rest = epoch_of(rooms_store, pairs, rank=rank, world=2, first_step=first_step)
+            assert len(rest) == 5 - first_step and same(whole[first_step:], rest)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ranks_and_steps_that_do_not_exist_are_refused(rooms_store, pairs):
+    for wrong, cause in (
+        ({"rank": 2, "world": 2}, "rank must be at least 0 and less than world, got rank 2 of 2"),
+        ({"rank": -1}, "rank must be at least 0 and less than world, got rank -1 of 1"),
+        ({"first_step": 6}, "first_step must be at least 0 and at most steps, got 6 of 5"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            loader_of(rooms_store, pairs, **wrong)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -52,7 +109,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(rooms_store, pairs):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_batch_says_where_its_points_come_from(rooms_store, pairs):
-    weak = weak_labels(rooms_store, 0.05, 0)
+    weak = weak_labels(rooms_store, Labelling(rate=0.05))
     for batch in epoch_of(rooms_store, pairs):
         assert batch.input.feat.shape[1] == rooms_store.in_channels
         assert (batch.partner is None) == (not pairs)
@@ -67,11 +124,23 @@ def test_a_batch_says_where_its_points_come_from(rooms_store, pairs):
 
 def test_scenes_are_named_by_their_index_in_the_store(rooms_store):
     scenes = rooms_store.group(["Area_2"])
-    weak = weak_labels(rooms_store, 0.05, 0)
+    weak = weak_labels(rooms_store, Labelling(rate=0.05))
     data = DataConfig(store="", train_groups=[], test_groups=[], radius=1.0, batch_size=4)
     labels = [weak[scene.number] for scene in scenes]
     for batch in train_loader(scenes, labels, data, AugmentConfig(), steps=3, seed=0, epoch=0, pairs=True):
         assert set(batch.scenes) <= {scene.number for scene in scenes} == {2, 3}
+
+
+def test_groups_to_train_on(rooms_store):
+    """Those that are named; without a word every group that is not tested."""
+
+    def groups(**settings):
+        return [{scene.group for scene in part} for part in split(rooms_store, DataConfig(store="", **settings))]
+
+    assert groups(test_groups=["Area_1"]) == [{"Area_2"}, {"Area_1"}]
+    assert groups(test_groups=["Area_1"], train_groups=["Area_1"]) == [{"Area_1"}, {"Area_1"}]
+    with pytest.raises(UserError, match="no group 'Area_9'"):
+        groups(test_groups=["Area_9"])
 
 
 @pytest.mark.parametrize("pairs", [False, True])

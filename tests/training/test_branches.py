@@ -13,7 +13,7 @@ VOTING = Voting(radius=RADIUS, votes=1, batch_size=2)
 
 def balls_of(scene, count=2):
     centres = scene.points[:: len(scene.points) // count][:count]
-    return [make_sample(scene, scene.labels, c, rows_within(scene.tree, c, RADIUS), scene.number) for c in centres]
+    return [make_sample(scene, scene.labels, c, rows_within(scene, c, RADIUS), scene.number) for c in centres]
 
 
 def module_of(kind, net):

@@ -85,11 +85,37 @@ def test_engines_multiply_minkunet_alone(config):
         ({"seeds": []}, "seeds must list at least one value"),
         ({"engines": "native"}, "engines must be a list, got 'native'"),
         ({"methods": "csfr"}, "methods must be a list, got 'csfr'"),
+        ({"label_rates": []}, "label_rates must list at least one value, or none where train.data.label_points"),
     ],
 )
 def test_lists_that_make_no_comparison(config, changes, cause):
     with pytest.raises(UserError, match=cause):
         replace(config, **changes)
+
+
+def test_rates_that_differ_have_folders_of_their_own(config):
+    """However little they differ."""
+    rates = [0.1, 0.10000001, 0.1 + 1e-12]
+    names = {cell.name for cell in cells(replace(config, label_rates=rates))}
+    assert len(names) == 3 * len(config.backbones)
+
+
+def test_methods_can_be_compared_on_so_many_points_or_on_masks(config, tmp_path):
+    """Where the settings say which points are labelled there is no rate; the table says what was labelled."""
+    data = replace(config.train.data, label_points=20)
+    points = replace(config, backbones=["kpfcnn"], label_rates=[], train=replace(config.train, data=data))
+    (run,) = compare(points, tmp_path)["runs"]
+    assert run["label_points"] == 20 and "label_rate" not in run and run["results"]["miou"] > 0
+    assert (tmp_path / "runs" / "kpfcnn-baseline-20points-seed0" / "results.json").exists()
+    assert "| 20 points a cloud | kpfcnn | baseline |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "figure.png").exists()
+    with pytest.raises(UserError, match=r"or none where .* is given, got \[0.1\]"):
+        replace(points, label_rates=[0.1])
+    mask = replace(data, label_points=None, label_mask="masks", label_seed=9)
+    masks = replace(points, train=replace(config.train, data=mask))
+    assert [(c.name, cell_config(masks, c).data.label_mask) for c in cells(masks)] == [
+        ("kpfcnn-baseline-mask-seed0", "masks")
+    ]
 
 
 def missing_engine():
@@ -243,7 +269,7 @@ def test_a_run_that_cannot_go_on_is_reported_and_leaves_the_others_alone(config,
     broken, whole = compare(config, tmp_path)["runs"]
     assert str(folder / "checkpoint.pt") in broken["error"] and whole["results"]["miou"] > 0
     table = (tmp_path / "table.md").read_text()
-    assert "0, 1 failed" in table and f"* kpfcnn baseline, 10 % labels, seed 0: {folder}" in table
+    assert "0, 1 failed" in table and f"* kpfcnn baseline, 10 % labelled, seed 0: {folder}" in table
 
 
 def test_without_the_first_engines_weights_there_is_nothing_to_compare(config, slow_engine, tmp_path, monkeypatch):
@@ -276,7 +302,7 @@ def test_the_last_columns_are_of_the_first_engines_weights():
     native, slow = table.splitlines()[2:4]
     assert native.strip(" |").split(" | ")[-4:] == ["4", "1", "3.5", "25.0"]
     assert slow.strip(" |").split(" | ")[-4:] == ["4", "1", "-", "-"]
-    assert "* first engine's weights under minkunet slow baseline, 10 % labels, seed 0: too slow" in table
+    assert "* first engine's weights under minkunet slow baseline, 10 % labelled, seed 0: too slow" in table
 
 
 @pytest.mark.parametrize("failing", [None, "train", "under_engine"])

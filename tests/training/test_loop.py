@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import CLASSES, DEFORMABLE, OPTIONS, tiny_net, with_optim
 
 from dsp_sparse.backbones import build_backbone
+from dsp_sparse.data import split, weak_labels
 from dsp_sparse.errors import UserError
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
@@ -179,10 +181,51 @@ def test_metrics_lines_say_what_an_epoch_did(settings, tmp_path):
     for line in lines:
         assert set(line["losses"]) == {"seg", "cr", "sr", "seg_s", "total"}
         assert line["points"] > 0
+        drawn = sum(line["labelled"].values())
+        assert list(line["labelled"]) == list(line["pairs"]) == CLASSES
+        # Every pair has a labelled point of its class in both balls; points are never all labelled.
+        assert sum(line["pairs"].values()) == settings.optim.steps_per_epoch * settings.data.batch_size // 2
+        assert all(line["labelled"][name] >= 2 * count for name, count in line["pairs"].items())
+        assert drawn < settings.optim.steps_per_epoch * line["points"]
         parts = dict(line["seconds"])
         total = parts.pop("total")
         assert set(parts) == {"data", "geometry", "forward", "backward"}
         assert 0.5 * total < sum(parts.values()) <= total
+
+
+def test_batches_without_pairs_choose_no_classes(settings, tmp_path):
+    train(with_optim(replace(settings, method="baseline"), epochs=1), tmp_path / "run")
+    (line,) = metrics_of(tmp_path / "run")
+    assert sum(line["labelled"].values()) > 0 and line["pairs"] == {}
+
+
+def test_so_many_points_a_cloud(settings, store, tmp_path):
+    """Training sees 20 labelled points a cloud, whatever groups it is told to leave to the test."""
+    data = replace(settings.data, label_points=20, train_groups=None)
+    config = with_optim(replace(settings, data=data), epochs=1)
+    assert train(config, tmp_path / "run")["steps"] == 4
+    labels = weak_labels(store, data.labelling, split(store, data)[0])
+    assert [scene.group for scene in split(store, data)[0]] == ["train", "train"]
+    assert [int((array >= 0).sum()) for array in labels] == [20, 20]
+    assert load_config(tmp_path / "run") == config
+    # Each step shows four balls, none of which holds more labels than its cloud.
+    assert all(0 < sum(line["labelled"].values()) <= 2 * 4 * 20 for line in metrics_of(tmp_path / "run"))
+
+
+def test_a_mask_of_ones_own(settings, store, tmp_path):
+    """Only the masked class is learnt from; clouds that are only tested need no mask."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for scene in store.group(["train"]):
+        np.save(masks / f"{scene.cloud}.npy", scene.original_labels == 1)
+    config = with_optim(replace(settings, data=replace(settings.data, label_mask=str(masks))), epochs=1)
+    train(config, tmp_path / "run")
+    for line in metrics_of(tmp_path / "run"):
+        labelled = line["labelled"]
+        assert labelled.pop(CLASSES[1]) > 0 and not any(labelled.values())
+    (masks / "room_1.npy").unlink()
+    with pytest.raises(UserError, match="no mask of the cloud room_1"):
+        train(config, tmp_path / "other")
 
 
 def test_the_model_holds_the_backbone_alone_and_predicts_as_in_training(backbone, settings, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from dsp_sparse.backbones import build_backbone
 from dsp_sparse.config import TrainConfig
-from dsp_sparse.data import RawCloud, train_loader, weak_labels
+from dsp_sparse.data import Labelling, RawCloud, train_loader, weak_labels
 
 CLASSES = ["floor", "wall", "table"]
 GRID, RADIUS = 0.1, 0.6
@@ -40,9 +40,9 @@ def tiny_net(name: str, seed: int = 0, **options):
 def batch_of(store, settings, pairs: bool, epoch: int = 0, rate: float = 0.1):
     """The first batch of an epoch."""
     scenes = store.group(["train"])
-    labels = weak_labels(store, rate, 0)
+    labels = weak_labels(store, Labelling(rate=rate), scenes)
     where = {"steps": 1, "seed": 0, "epoch": epoch, "pairs": pairs}
-    return next(iter(train_loader(scenes, [labels[s.number] for s in scenes], settings.data, settings.augment, **where)))
+    return next(iter(train_loader(scenes, labels, settings.data, settings.augment, **where)))
 
 
 def with_optim(config: TrainConfig, **changes) -> TrainConfig:
