@@ -23,7 +23,7 @@ OPTIONAL = {
 def diagnose() -> int:
     """Print one line a part: name, `ok` or `no`, and a detail or the reason. Returns 1 if a CPU part is broken."""
     print(f"dsp-sparse {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("torch", "numpy", "scipy", "pandas", "laspy", "matplotlib"):
+    for package in ("torch", "numpy", "pandas", "laspy", "matplotlib"):
         attempt(package, lambda p=package: find_version(p))
     broken = not attempt("kernels on cpu", lambda: try_kernels("cpu"))
     attempt("kernels on cuda", lambda: try_kernels("cuda"))

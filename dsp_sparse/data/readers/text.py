@@ -116,6 +116,8 @@ def _parse(block: bytes, layout: Layout) -> np.ndarray | None:
     # pandas takes a third of a second to import, and most commands read no text.
     import pandas
 
+    if b"\0" in block:  # to older versions the end of a number
+        return None
     # Single spaces, the usual case, parse twice as fast as any white space.
     for separator in (layout.separator,) if layout.separator else (" ", r"\s+"):
         try:
