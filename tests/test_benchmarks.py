@@ -29,6 +29,7 @@ POINTS = 3000
         ("pyramid", None),
         ("network", ["KPFCNN forward", "deformable KPFCNN forward"]),
         ("sparse", None),
+        ("data", None),
     ],
 )
 def test_textbook_and_ours_agree(suite, chosen):
