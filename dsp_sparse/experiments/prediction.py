@@ -223,7 +223,7 @@ def label_points(
 
     def counted() -> Iterator[RawCloud]:
         nonlocal count
-        with tqdm(desc=f"{source.name}: read", unit="point", unit_scale=True, leave=False) as bar:
+        with tqdm(desc=f"{source.name}: read", unit="point", unit_scale=True, leave=False, delay=1) as bar:
             for piece in pieces:
                 count += len(piece.points)
                 bar.update(len(piece.points))

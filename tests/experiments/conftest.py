@@ -18,7 +18,7 @@ RADIUS = 1.5
 
 
 def balls_of(scene):
-    balls = islice(cover(scene.points, RADIUS, 1, np.random.default_rng(0)), 4)
+    balls = islice(cover(scene, RADIUS, 1, np.random.default_rng(0)), 4)
     return [make_sample(scene, scene.labels, *ball, scene.number) for ball in balls]
 
 
