@@ -179,11 +179,6 @@ class SceneStore:
         return cls(path)
 
     @property
-    def feature_names(self) -> list[str]:
-        """Names of the measured features, in column order."""
-        return list(self.features)
-
-    @property
     def in_channels(self) -> int:
         """Input channels of a network trained on this store, see `network_features`."""
         return 2 + len(self.features)

@@ -31,7 +31,7 @@ def tiled_store(tiny_dataset, tmp_path):
 
 
 def test_a_store_holds_what_was_prepared(store, tiny_dataset):
-    assert (store.grid, store.classes, store.feature_names) == (0.25, tiny_dataset.classes, ["red", "green", "blue"])
+    assert (store.grid, store.classes, store.features) == (0.25, tiny_dataset.classes, tiny_dataset.features)
     assert store.in_channels == 5
     for number, (scene, raw) in enumerate(zip(store.scenes, tiny_dataset.scenes, strict=True)):
         expected = grid_cloud(Tile.whole(whole(raw)), 0.25)
