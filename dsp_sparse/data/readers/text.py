@@ -126,7 +126,6 @@ def _parse(block: bytes, layout: Layout) -> np.ndarray | None:
                 sep=separator,
                 header=None,
                 dtype=np.float64,
-                skipinitialspace=True,
                 comment="#" if layout.comments else None,
                 # A missing number is then an error and not a NaN.
                 na_filter=False,
