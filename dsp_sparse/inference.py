@@ -4,11 +4,9 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +19,6 @@ from .data.balls import rows_within
 from .distributed import rank, share, sum_over_ranks
 from .metrics import ConfusionMatrix
 from .reallocation import CSFR, ISFR
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +122,11 @@ def predict_probabilities(
     generator = np.random.default_rng([voting.seed, number])
     balls = cover(cloud, voting.radius, voting.votes, generator, voting.max_points)
     samples = (make_sample(cloud, cloud.labels, *ball, number) for ball in balls)
-    batches = iter(lambda: list(islice(samples, voting.batch_size)), [])
     angles = [2 * math.pi * turn / voting.rotations for turn in range(voting.rotations)]
     total = torch.zeros(len(cloud.points), branch.net.tap.out_channels)
     seen = torch.zeros(len(cloud.points), dtype=torch.int32)
     with evaluating(branch.net):
-        for cut in ahead(batches):
+        while cut := list(islice(samples, voting.batch_size)):
             for angle in angles:
                 for ball, logits in zip(cut, branch([rotated(ball, angle) for ball in cut]), strict=True):
                     total[torch.from_numpy(ball.rows)] += logits.float().softmax(1).cpu()
@@ -141,16 +136,6 @@ def predict_probabilities(
                 if bar is not None:
                     bar.update(int((seen[rows] == voting.votes).sum()))
     return total.div_(seen.mul_(len(angles))[:, None])
-
-
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; a thread computes the next one while the caller works on one: balls are cut as a GPU computes."""
-    with ThreadPoolExecutor(1) as pool:
-        end = object()
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item
 
 
 def rotated(ball: Sample, angle: float) -> Sample:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from dsp_sparse.backbones.base import TapInfo
 from dsp_sparse.data import GridCloud, Sample
 from dsp_sparse.data.index import BlockIndex
-from dsp_sparse.inference import Voting, ahead, evaluate, evaluating, predict_probabilities, rotated
+from dsp_sparse.inference import Voting, evaluate, evaluating, predict_probabilities, rotated
 
 
 class KnownBranch:
@@ -86,27 +85,6 @@ def test_probabilities_are_the_mean_over_the_balls_that_saw_a_point():
         for row in ball.rows:
             by_hand[row].append(torch.tensor(answers[number % 3]).softmax(0))
     torch.testing.assert_close(probabilities, torch.stack([torch.stack(p).mean(0) for p in by_hand]))
-
-
-def test_items_come_in_order_one_ahead_and_with_their_errors():
-    """While one is worked on, the next is computed, and no more; what computing raises is raised where it is used."""
-    computed, second = [], threading.Event()
-
-    def items():
-        for number in range(3):
-            computed.append(number)
-            if number == 1:
-                second.set()
-            yield number
-        raise RuntimeError("no more")
-
-    taken = ahead(items())
-    assert next(taken) == 0 and second.wait(5)
-    assert computed == [0, 1]
-    assert next(taken) == 1 and next(taken) == 2
-    with pytest.raises(RuntimeError, match="no more"):
-        next(taken)
-    assert list(ahead(iter([]))) == [] and list(ahead(iter([None, 0, []]))) == [None, 0, []]
 
 
 def test_a_ball_is_turned_about_the_vertical_axis_through_its_centre():
