@@ -1,5 +1,6 @@
 """Reading clouds of any format: NumPy files and LAS, and what all formats share."""
 
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsp_sparse.data import dataset
-from dsp_sparse.data.readers import SUFFIXES, cloud_of, columns_of, read_chunks
+from dsp_sparse.data.readers import SUFFIXES, cloud_of, columns_of, read_chunks, text
+from dsp_sparse.data.readers.ply import write_ply
 from dsp_sparse.errors import UserError
 
 
@@ -224,3 +226,36 @@ def test_a_chunk_becomes_a_piece_of_a_cloud(tmp_path):
 
 def test_known_suffixes():
     assert SUFFIXES == (".ply", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".pts", ".csv", ".asc")
+
+
+@pytest.mark.parametrize("name", ["text.xyz", "ascii.ply", "binary.ply", "plain.npy", "fields.npz", "columns.npz"])
+def test_memory_is_bounded_by_a_chunk(tmp_path, monkeypatch, name):
+    """A file of a million points is read in a tenth of the memory that its points fill."""
+    monkeypatch.setattr(dataset, "CHUNK", 10_000)
+    monkeypatch.setattr(text, "BLOCK", 1 << 18)
+    path, count = tmp_path / name, 1_000_000
+    values = np.tile(rows(1000), (1000, 1)).astype(np.float64)
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in values[:1000].tolist()) * 1000
+    header = "".join(f"property double {name}\n" for name in table(values[:1]).dtype.names)
+    if name == "text.xyz":
+        path.write_text(lines)
+    elif name == "ascii.ply":
+        path.write_text(f"ply\nformat ascii 1.0\nelement vertex {count}\n{header}end_header\n{lines}")
+    elif name == "binary.ply":
+        write_ply(path, count, [table(values)])
+    elif name == "plain.npy":
+        np.save(path, values)
+    elif name == "fields.npz":
+        np.savez_compressed(path, **{field: table(values)[field] for field in table(values).dtype.names})
+    else:
+        np.savez_compressed(path, points=np.asfortranarray(values))
+    del lines
+    next(iter(read_chunks(path)))
+    tracemalloc.start()
+    try:
+        total = sum(map(len, read_chunks(path)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert total == count
+    assert peak < values.nbytes / 10

@@ -82,7 +82,7 @@ class _Member:
             # Columns follow each other: each is a stream of its own.
             self._streams += [opened()[0] for _ in range(1, self.shape[1])]
             for column, stream in enumerate(self._streams):
-                stream.seek(column * self.shape[0] * self.dtype.itemsize, 1)
+                _skip(stream, column * self.shape[0] * self.dtype.itemsize)
             self._width = ()
 
     def take(self, count: int) -> np.ndarray:
@@ -95,3 +95,12 @@ class _Member:
                 raise EOFError(f"{self.name} ends early")
             parts.append(np.frombuffer(data, self.dtype).reshape(count, *self._width))
         return parts[0] if len(parts) == 1 else np.stack(parts, 1)
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    """Move on in small steps: a seek in an archive reads 16 MB at a time."""
+    while size:
+        step = len(stream.read(min(size, 1 << 20)))
+        if not step:
+            raise EOFError("an array ends early")
+        size -= step
