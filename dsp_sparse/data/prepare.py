@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import atomic_folder, locked, write_json
 from .dataset import Dataset, RawCloud, RawScene
 from .store import FORMAT, MANIFEST, SceneStore, read_manifest
-from .tiles import TILE_POINTS, GridCloud, Tile, grid_cloud, tiles
+from .tiles import TILE_POINTS, GridCloud, Tile, TooWideError, grid_cloud, tiles
 
 
 def prepare(
@@ -177,10 +177,13 @@ class Job:
                 scratch=temporary,
             )
             entries = []
-            for tile in cut:
-                entries.append(self.write(tile, scene, temporary))
-                self.count(tile.num_core)
-                del tile
+            try:
+                for tile in cut:
+                    entries.append(self.write(tile, scene, temporary))
+                    self.count(tile.num_core)
+                    del tile  # before the next one is read
+            except TooWideError as error:
+                raise UserError(f"{scene.source}: {error}") from None
             write_json(temporary / "scene.json", entries)
 
     def counted(self, pieces: Iterator[RawCloud]) -> Iterator[RawCloud]:

@@ -74,7 +74,11 @@ class GridCloud:
 
 
 def grid_cloud(tile: Tile, grid: float) -> GridCloud:
-    """Subsample a tile with cells of `grid` metres that lie as in every other tile of its cloud."""
+    """Subsample a tile with cells of `grid` metres that lie as in every other tile of its cloud.
+
+    Raises:
+        TooWideError: more cells than can be counted.
+    """
     cloud, core = tile.cloud, tile.num_core
     try:
         # Core and margin are two samples on one lattice: no cell holds points of both.
@@ -104,8 +108,12 @@ def grid_cloud(tile: Tile, grid: float) -> GridCloud:
     )
 
 
-def _too_wide(extent: np.ndarray, grid: float) -> UserError:
-    return UserError(f"the cloud is {extent.tolist()} m wide, too wide for a grid of {grid} m; are the units metres?")
+class TooWideError(UserError):
+    """A cloud of more cells than can be counted. Its message does not say which."""
+
+
+def _too_wide(extent: np.ndarray, grid: float) -> TooWideError:
+    return TooWideError(f"the cloud is {extent.tolist()} m wide, too wide for a grid of {grid} m; are the units metres?")
 
 
 def tiles(
@@ -130,7 +138,7 @@ def tiles(
         scratch: folder for the unnamed files, with room for about 100 bytes a point; None: that of the system.
 
     Raises:
-        UserError: `tile_points` below 1 or a negative overlap.
+        UserError: `tile_points` below 1 or a negative overlap; a `TooWideError` for a cloud of too many cells.
     """
     if tile_points < 1:
         raise UserError(f"tile_points must be at least 1, got {tile_points}")

@@ -199,6 +199,13 @@ def test_an_empty_cloud_is_named(tiny_dataset, tmp_path):
         prepare(with_scene(tiny_dataset, 0, partial(bad_cloud, ())), tmp_path / "store", 0.25, progress=False)
 
 
+@pytest.mark.parametrize("tile_points", [1, 10])
+def test_a_cloud_in_other_units_is_named(tiny_dataset, tmp_path, tile_points):
+    wide = partial(bad_cloud, ((0, 0, 0), (1e15, 1e15, 0)))
+    with pytest.raises(UserError, match=r"scene0.txt: the cloud is .* too wide for a grid of 0.25 m; are the units"):
+        prepare(with_scene(tiny_dataset, 0, wide), tmp_path / "store", 0.25, tile_points=tile_points, progress=False)
+
+
 def test_a_folder_holds_one_data_set_on_one_grid(tiny_dataset, tmp_path):
     folder = tmp_path / "store"
     prepare(tiny_dataset, folder, 0.25, progress=False)
