@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from dsp_sparse.data import prepare, s3dis
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments.evaluation import evaluate_run, evaluation_file, score_table
 
@@ -65,3 +67,15 @@ def test_settings_that_cannot_be_are_named(setting, value, make_run, rooms_store
 def test_a_branch_that_was_not_trained_is_named(make_run, rooms_store):
     with pytest.raises(UserError, match="branch intra needs the module isfr, which the method csfr does not train"):
         evaluate_run(make_run(rooms_store), branch="intra")
+
+
+def test_the_tiles_of_a_cloud_are_scored_as_one_scene(make_run, rooms_store, rooms_folder, tmp_path):
+    """Every original point of a cloud in tiles counts once, margins not at all; its tiles are one scene."""
+    tiled = prepare(s3dis.scenes(rooms_folder), tmp_path / "tiled", grid=rooms_store.grid, tile_points=3000)
+    assert len(tiled.group(["Area_2"])) > 4
+    results = evaluate_run(make_run(rooms_store), store=tiled.path)
+    scenes = rooms_store.group(["Area_2"])
+    assert results["scenes"] == len(scenes) == 2
+    assert results["grid"]["points"] == sum(scene.num_points for scene in scenes)
+    labels = np.concatenate([scene.original_labels for scene in scenes])
+    assert [sum(row) for row in results["confusion"]] == np.bincount(labels, minlength=13).tolist()
