@@ -1,7 +1,7 @@
 """From a stream of points to grid clouds: a cloud too large for memory is cut into tiles that overlap."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -113,7 +113,9 @@ class TooWideError(UserError):
 
 
 def _too_wide(extent: np.ndarray, grid: float) -> TooWideError:
-    return TooWideError(f"the cloud is {extent.tolist()} m wide, too wide for a grid of {grid} m; are the units metres?")
+    return TooWideError(
+        f"the cloud is {extent.tolist()} m wide, too wide for a grid of {grid} m; are the units metres?"
+    )
 
 
 def tiles(
@@ -183,54 +185,67 @@ def _cut(
 ) -> Iterator[Tile]:
     with tempfile.TemporaryFile(dir=scratch) as first_file, tempfile.TemporaryFile(dir=scratch) as second_file:
         arrived, by_tile = _Spool(first_file), _Spool(second_file)
-        low, high = np.full(3, np.inf), np.full(3, -np.inf)
-        places = []
+        low, high, places = np.full(3, np.inf), np.full(3, -np.inf), []
         for piece in pieces:
             low, high = np.minimum(low, piece.points.min(0)), np.maximum(high, piece.points.max(0))
             places.append(arrived.write(piece.points, piece.features, piece.labels.astype(np.int16)))
-
         if not ((high - low) / grid < 2**40).all():
             raise _too_wide(high - low, grid)
 
-        def cells(points: np.ndarray) -> np.ndarray:
-            """Columns of grid cells: the arithmetic of `grid_subsample`, so that a cut is a face of its cells."""
-            return ((points[:, :2] - low[:2]) / grid).astype(np.int64)
-
-        width = int(cells(high[None]).max()) // BINS + 1
-        shape = cells(high[None])[0] // width + 1
-        counts = np.zeros(shape.prod(), np.int64)
-        for place in places:
-            bins = cells(arrived.read(place, 0)) // width
-            counts += np.bincount(bins[:, 0] * shape[1] + bins[:, 1], minlength=len(counts))
-        boxes = list(_halve(counts.reshape(shape), tile_points))
-        owner = np.empty(shape, np.int32)
-        for number, (first, last) in enumerate(boxes):
-            owner[first[0] : last[0], first[1] : last[1]] = number
-
+        columns = _Columns(low, high, grid)
+        counts = sum(columns.count(arrived.read(place, 0)) for place in places)
+        boxes = list(_halve(counts, tile_points))
         cores, margins = ([[] for _ in boxes] for _ in range(2))
         begin = 0
         for place in places:
             arrays = [arrived.read(place, i) for i in range(3)]
-            columns = cells(arrays[0])
-            owners = owner[tuple((columns // width).T)]
-            rows = np.arange(begin, begin + len(owners))
-            begin += len(owners)
-            for number, (first, last) in enumerate(boxes):
-                near = ((columns >= first * width - margin) & (columns < last * width + margin)).all(1)
-                core = owners == number
-                for mine, to in ((core, cores), (near & ~core, margins)):
+            arrays.append(np.arange(begin, begin + len(arrays[0])))
+            begin += len(arrays[0])
+            for number, (core, around) in enumerate(columns.inside(arrays[0], boxes, margin)):
+                for mine, to in ((core, cores), (around, margins)):
                     if mine.any():
-                        to[number].append(by_tile.write(*(array[mine] for array in (*arrays, rows))))
+                        to[number].append(by_tile.write(*(array[mine] for array in arrays)))
 
         def tile(number: int) -> Tile:
             parts = cores[number] + margins[number]
-            pieces = (RawCloud(*(by_tile.read(part, i) for i in range(3))) for part in parts)
-            cloud = _join(pieces, sum(by_tile.length(part) for part in parts))
+            cloud = _join(
+                (RawCloud(*(by_tile.read(part, i) for i in range(3))) for part in parts),
+                sum(by_tile.length(part) for part in parts),
+            )
             rows = np.concatenate([by_tile.read(part, 3) for part in cores[number]])
             return Tile(cloud, len(rows), rows, low, number, len(boxes))
 
         for number in range(len(boxes)):
             yield tile(number)  # nothing here holds it: there is one in memory at a time
+
+
+class _Columns:
+    """Columns of grid cells, and the square bins of them that points are counted in."""
+
+    def __init__(self, low: np.ndarray, high: np.ndarray, grid: float):
+        self.low, self.grid = low, grid
+        last = self.of(high[None])[0]
+        self.width = int(last.max()) // BINS + 1
+        self.shape = tuple((last // self.width + 1).tolist())
+
+    def of(self, points: np.ndarray) -> np.ndarray:
+        """The column of each point: the arithmetic of `grid_subsample`, so that a cut is a face of its cells."""
+        return ((points[:, :2] - self.low[:2]) / self.grid).astype(np.int64)
+
+    def count(self, points: np.ndarray) -> np.ndarray:
+        """Points in each bin."""
+        bins = np.ravel_multi_index(tuple((self.of(points) // self.width).T), self.shape)
+        return np.bincount(bins, minlength=self.shape[0] * self.shape[1]).reshape(self.shape)
+
+    def inside(self, points: np.ndarray, boxes: Sequence, margin: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each box of bins: which points are in it, and which are not, but at most `margin` columns away."""
+        columns = self.of(points)
+        for first, last in boxes:
+            core, near = (
+                ((columns >= first * self.width - more) & (columns < last * self.width + more)).all(1)
+                for more in (0, margin)
+            )
+            yield core, near & ~core
 
 
 def _halve(counts: np.ndarray, most: int, corner: tuple[int, int] = (0, 0)) -> Iterator[tuple[np.ndarray, np.ndarray]]:
