@@ -57,6 +57,14 @@ def test_label_prints_every_class(folder, capsys):
     assert all(name in printed for name in ("ceiling", "floor", "clutter"))
 
 
+def test_label_takes_so_many_points_of_the_groups_that_are_named(folder, capsys):
+    assert run("label", folder / "store", "--points", 20, "--groups", '["Area_1", "Area_3"]') == 0
+    printed = capsys.readouterr().out
+    assert "40 of " in printed and "2 clouds are labelled" in printed
+    labelled = {path.stem for path in (folder / "store" / "weak" / "points-20-seed-0").iterdir()}
+    assert len(labelled) == 2 and all(name.startswith(("Area_1", "Area_3")) for name in labelled)
+
+
 def test_train_prints_scores_and_leaves_a_whole_run_folder(trained):
     names = {p.name for p in trained.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoint.pt", "model.pt", "modules.pt", "results.json"}
@@ -154,6 +162,23 @@ MISTAKES = {
     "other grid in the same folder": (["prepare", "s3dis", "{f}/raw", "{f}/store", "--grid", "0.2"], "grid"),
     "rate of zero": (["label", "{f}/store", "--rate", "0"], "rate"),
     "rate above one": (["label", "{f}/store", "--rate", "1.5"], "rate"),
+    "rate and points": (
+        ["label", "{f}/store", "--rate", "0.1", "--points", "2"],
+        "--rate, --points and --mask exclude",
+    ),
+    "no masks": (["label", "{f}/store", "--mask", "{t}"], "no mask of the cloud"),
+    "not a number": (
+        ["train", "{f}/train.yaml", "--out", "{t}/r", "--data.radius", "nan"],
+        "data.radius must be a finite number, got nan",
+    ),
+    "not a whole number": (
+        ["train", "{f}/train.yaml", "--out", "{t}/r", "--data.max_points", "1.5"],
+        "data.max_points must be a whole number or null, got 1.5",
+    ),
+    "no such protocol": (
+        ["train", "{f}/train.yaml", "--out", "{t}/r", "--data.label_by", "room"],
+        "data.label_by must be one of class, cloud, got room",
+    ),
     "not a store": (["label", "{f}/raw"], "raw"),
     "no settings file": (["train", "{f}/none.yaml", "--out", "{t}/r"], "none.yaml"),
     "unknown key": (["train", "{f}/train.yaml", "--out", "{t}/r", "--optim.speed", "3"], "optim.speed"),
