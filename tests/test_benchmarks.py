@@ -194,9 +194,12 @@ def test_table_leaves_out_what_says_nothing():
 
     whole = measured(replace(row, whole_process=True), "cpu", machine, 2, peak)
     assert table.cells(whole["implementations"][2])[5] == "300 MiB"
+    rated = measured(replace(row, amount=3, unit="rooms/s"), "cpu", machine, 2, peak)
+    assert re.fullmatch(r"[\d,.e+]+ rooms/s", table.cells(rated["implementations"][0])[8])
     about = {"device": {"kind": "cpu", "name": "cpu", "threads": 2}, "machine": machine, "versions": {}, "inputs": {}}
-    shown = [table.markdown({**about, "date": "", "rows": [each]}) for each in (report, whole)]
-    assert ["process" in text for text in shown] == [False, True], "a column without a figure is left out"
+    shown = [table.markdown({**about, "date": "", "rows": [each]}) for each in (report, whole, rated)]
+    assert ["process" in text for text in shown] == [False, True, False], "a column without a figure is left out"
+    assert ["rooms/s" in text for text in shown] == [False, False, True]
 
 
 def test_interrupted(tmp_path):
