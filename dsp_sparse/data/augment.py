@@ -20,10 +20,12 @@ def augment(sample: Sample, config: AugmentConfig, generator: np.random.Generato
     drop = generator.random() < config.feature_drop
 
     cos, sin = np.cos(angle), np.sin(angle)
-    linear = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * scale
-    if mirror:
-        linear[:, 0] *= -1
-    coord = sample.coord @ linear.astype(np.float32)
+    x, y, z = sample.coord.T
+    # Column by column: a product of matrices would start the threads of BLAS, in every worker.
+    coord = np.empty_like(sample.coord)
+    coord[:, 0] = np.float32(-scale[0] if mirror else scale[0]) * (np.float32(cos) * x - np.float32(sin) * y)
+    coord[:, 1] = np.float32(scale[1]) * (np.float32(sin) * x + np.float32(cos) * y)
+    coord[:, 2] = np.float32(scale[2]) * z
     if config.jitter:
         noise = generator.standard_normal(coord.shape, np.float32)
         noise *= np.float32(config.jitter)
