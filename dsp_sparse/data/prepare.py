@@ -207,6 +207,7 @@ class Job:
             arrays["rows"] = tile.rows
             folder = folder / f"tile_{tile.number}"
             folder.mkdir()
+        labelled = cloud.original_labels[cloud.original_labels >= 0]
         return {
             "name": f"{scene.name}_tile_{tile.number}" if tiled else scene.name,
             "cloud": scene.name,
@@ -220,7 +221,7 @@ class Job:
                 "low": cloud.index.low.tolist(),
                 "shape": list(cloud.index.shape),
             },
-            "class_counts": np.bincount(cloud.labels[cloud.labels >= 0], minlength=self.num_classes).tolist(),
+            "class_counts": np.bincount(labelled, minlength=self.num_classes).tolist(),
             "sha256": {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()},
         }
 

@@ -61,6 +61,7 @@ class Scene:
         num_original: original points, N.
         origin: `[3]` float64, add it to `points` to get the original coordinates.
         tiled: whether it is one of several tiles.
+        class_counts: how many original points each class has.
         blocks: number, lowest corner and shape of the blocks of its `index`.
     """
 
@@ -74,6 +75,7 @@ class Scene:
     num_original: int
     origin: np.ndarray
     tiled: bool
+    class_counts: list[int]
     blocks: dict
 
     @cached_property
@@ -164,6 +166,7 @@ class SceneStore:
                 num_original=entry["original_points"],
                 origin=np.array(entry["origin"]),
                 tiled=entry["tile"] is not None,
+                class_counts=entry["class_counts"],
                 blocks=entry["blocks"],
             )
             for number, entry in enumerate(self.manifest["scenes"])
@@ -196,6 +199,12 @@ class SceneStore:
         """Raise a UserError unless the store was made with cells of `grid` metres."""
         if not np.isclose(self.grid, grid):
             raise UserError(f"{self.path}: the store's grid is {self.grid} m, expected {grid} m")
+
+
+def require_labels(scenes: Iterable[Scene], what: str) -> None:
+    """Raise a UserError that begins with `what` unless an original point of the scenes is labelled."""
+    if not any(any(scene.class_counts) for scene in scenes):
+        raise UserError(f"{what}: no scene there has a labelled point")
 
 
 def scene_folder(store: Path, entry: dict) -> Path:
