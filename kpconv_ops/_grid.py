@@ -15,8 +15,12 @@ class Extent:
     """The bounding boxes of the B samples of a packed point set, on the CPU. An empty sample has a box of one point."""
 
     low: Tensor  # [B, 3] float64
-    size: Tensor  # [B, 3] float64
+    high: Tensor  # [B, 3] float64
     counts: Tensor  # [B] int64, points of each sample
+
+    @property
+    def size(self) -> Tensor:
+        return self.high - self.low
 
     @classmethod
     def of(cls, name: str, points: Tensor, offsets_name: str, offsets: Tensor) -> "Extent":
@@ -32,25 +36,24 @@ class Extent:
         offsets, (low, high) = offsets.long(), bounds.view(2, batch, 3)
         offset_bounds(offsets_name, offsets, len(points))
         counts = offsets.diff()
-        low, size = (torch.where(counts[:, None] > 0, each, 0.0) for each in (low, high - low))
-        if not size.isfinite().all():  # NaN and infinities reach the bounds, and so does an overflowing difference
+        extent = cls(*(torch.where(counts[:, None] > 0, each, 0.0) for each in (low, high)), counts)
+        if not extent.size.isfinite().all():  # NaN and infinities reach the bounds; a difference may overflow
             raise ValueError(f"{name} must be finite, got NaN, infinite or extremely large coordinates")
-        return cls(low, size, counts)
+        return extent
 
     def down_to(self, name: str, corner_name: str, corner: Tensor) -> "Extent":
         """The boxes with other lowest corners `[B, 3]` float64. Raises ValueError where a point lies below its own."""
         corner = corner.cpu()
         if not corner.isfinite().all():
             raise ValueError(f"{corner_name} must be finite, got {corner.tolist()}")
-        below = self.low - corner
-        wrong = (self.counts > 0) & (below < 0).any(dim=1)
+        wrong = (self.counts > 0) & (self.low < corner).any(dim=1)
         if wrong.any():
             b = int(wrong.nonzero()[0, 0])
             raise ValueError(
                 f"{corner_name} must not be above any point, got {corner[b].tolist()} for sample {b} of {name}, "
                 f"whose smallest coordinates are {self.low[b].tolist()}"
             )
-        return Extent(corner, torch.where(self.counts[:, None] > 0, self.size + below, 0.0), self.counts)
+        return Extent(corner, torch.where(self.counts[:, None] > 0, self.high, corner), self.counts)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,16 @@ def test_the_smallest_coordinates_are_the_default_origin(device):
     assert torch.equal(one.points, other.points) and torch.equal(one.inverse, other.inverse)
 
 
+def test_the_highest_point_has_its_own_cell(device):
+    """The size of the grid is rounded like the points: two points on either side of a face are not merged."""
+    points = torch.zeros(3, 3, dtype=torch.float64)
+    points[:, 0] = torch.tensor([9.58, 27.22, 27.24], dtype=torch.float64)
+    offsets, origin = torch.tensor([0, 3]), torch.zeros(1, 3, dtype=torch.float64)
+    result = grid_subsample(points.to(device), offsets.to(device), 0.04, origin=origin.to(device))
+    assert result.inverse.tolist() == [0, 1, 2]
+    assert_matches_oracle(result, points, offsets, 0.04, origin=origin)
+
+
 def test_pieces_with_a_common_origin_have_the_cells_of_the_whole(device):
     """A cloud cut along a face of its cells, piece by piece, gives bit for bit what it gives in one."""
     points, offsets, features, labels = (t.to(device) for t in cloud([500], torch.float64, scale=3.0, shift=-7.25))
