@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from . import __version__
 from .config import CompareConfig, TrainConfig
 from .errors import UserError
 
@@ -60,8 +61,10 @@ def prepare(
     from .data import clouds, s3dis, scannet
     from .data import prepare as write_store
 
-    if (config is not None) != (dataset == "clouds"):
-        raise UserError(f"config describes clouds: expected with the data set clouds alone, got {config} for {dataset}")
+    if dataset == "clouds" and config is None:
+        raise UserError("the data set clouds needs --config, a YAML that describes the files (configs/data/lidar.yaml)")
+    if dataset != "clouds" and config is not None:
+        raise UserError(f"--config describes the data set clouds, {dataset} needs none; got {config}")
     if dataset == "clouds":
         found = clouds.scenes(source, clouds.CloudConfig.load(config))
     else:
@@ -93,8 +96,8 @@ def label(
     rate: float | None = None,
     points: int | None = None,
     mask: str | None = None,
-    by: Literal["class", "cloud"] = "class",
-    mask_field: str = "labelled",
+    by: Literal["class", "cloud"] | None = None,
+    mask_field: str | None = None,
     seed: int = 0,
     groups: list[str] | None = None,
 ) -> None:
@@ -105,8 +108,8 @@ def label(
         rate: share of the points, in (0, 1]; 0.1 by default.
         points: so many points a cloud instead, whatever their class.
         mask: folder of masks of the original points instead, <cloud>.npy (bool) or <cloud>.ply.
-        by: what the rate is a share of, the points of each class of a cloud (at least one) or of the cloud.
-        mask_field: field of a PLY mask, not 0 where a point is labelled.
+        by: what the rate is a share of, the points of each class of a cloud (at least one) or of the cloud; class.
+        mask_field: field of PLY masks, not 0 where a point is labelled; `labelled` by default.
         seed: seed of the draw.
         groups: scene groups to label; all by default.
     """
@@ -114,8 +117,12 @@ def label(
 
     if sum(given is not None for given in (rate, points, mask)) > 1:
         raise UserError("--rate, --points and --mask exclude each other")
-    rate = 0.1 if rate is None else rate
-    labelling = Labelling(rate=rate, by=by, points=points, mask=mask, mask_field=mask_field, seed=seed)
+    if by is not None and (points is not None or mask is not None):
+        raise UserError(f"--by says what --rate is a share of, got {by} with --points or --mask")
+    if mask_field is not None and mask is None:
+        raise UserError(f"--mask_field is a field of the files of --mask, got {mask_field} without a mask")
+    given = {"rate": rate, "by": by, "points": points, "mask": mask, "mask_field": mask_field, "seed": seed}
+    labelling = Labelling(**{name: value for name, value in given.items() if value is not None})
     opened = SceneStore.open(store)
     scenes = opened.scenes if groups is None else opened.group(groups)
     print(label_table(opened.classes, scenes, weak_labels(opened, labelling, scenes)))
@@ -251,9 +258,9 @@ KINDS = {
 }
 
 
-def reworded(message: str) -> str:
+def reworded(message: str, command: str) -> str:
     """What the parser says of a value of the wrong type, in the words that every other setting is refused with."""
-    text = " ".join(message.split())
+    text = re.sub(rf"\b{command}\.(?=\w)", "", " ".join(message.split())) if command else message
     key, kinds = re.match(r'Parser key "(.+?)":', text), re.findall(r"Expected a <class '(\w+)'>", text)
     expected = [KINDS.get(kind) for kind in kinds]
     if choices := re.search(r"Expected a typing.Literal\[(.+?)\]", text):
@@ -266,20 +273,35 @@ def reworded(message: str) -> str:
 def plain_parser(function: Callable) -> ArgumentParser:
     """A subcommand whose arguments are those of its function; the ones without a default are positional.
 
-    Switches (`bool`, false by default) take no value; a positional list takes the rest of the line.
+    Switches (`bool`, false by default) take no value; a list takes words.
     """
     parser = Parser(description=inspect.getdoc(function).partition("\n")[0])
-    arguments = inspect.signature(function).parameters.values()
-    switches = {argument.name for argument in arguments if argument.annotation is bool}
-    lists = {argument.name for argument in arguments if argument.annotation == list[str]}
+    arguments = inspect.signature(function).parameters
+    switches = {name for name, argument in arguments.items() if argument.annotation is bool}
+    lists = {name for name, argument in arguments.items() if argument.annotation in (list[str], list[str] | None)}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches | lists)
     for argument in docstring_parser.parse(function.__doc__).params:
-        if argument.arg_name in switches:
-            flag = f"--{argument.arg_name.replace('_', '-')}"
-            parser.add_argument(flag, action="store_true", help=argument.description)
-        if argument.arg_name in lists:
-            parser.add_argument(argument.arg_name, nargs="+", help=argument.description)
+        name = argument.arg_name
+        if name in switches:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", f"--{name}", action="store_true", help=argument.description
+            )
+        if name in lists:
+            if arguments[name].default is inspect.Parameter.empty:
+                parser.add_argument(name, nargs="+", help=argument.description)
+            else:
+                parser.add_argument(f"--{name}", nargs="+", action=Words, help=argument.description)
     return parser
+
+
+class Words(Action):
+    """Keeps the words of an option: `a b`, `a,b`, `[a,b]` or `["a", "b"]`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        words = [word.strip(" \"'") for value in values for word in value.strip("[] ").split(",")]
+        if not all(words):
+            raise ArgumentError(self, f"expected words, got {' '.join(values)!r}")
+        setattr(namespace, self.dest, words)
 
 
 def settings_parser(function: Callable, settings: type) -> ArgumentParser:
@@ -296,14 +318,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
     plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, doctor)}
     with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
-    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.")
+    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     parsers = {name: plain_parser(function) for name, function in plain.items()}
     parsers |= {name: settings_parser(*pair) for name, pair in with_settings.items()}
     for name, sub in parsers.items():
         commands.add_subcommand(name, sub, help=sub.description.partition("\n")[0])
 
-    argv = list(sys.argv[1:] if argv is None else argv)
+    # Flags may be written with hyphens, too.
+    argv = [
+        re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv or sys.argv[1:]
+    ]
     if len(argv) > 1 and argv[0] in with_settings and not argv[1].startswith("-"):
         argv.insert(1, "--config")
     place = f" (settings file: {argv[2]})" if "--config" in argv[1:2] else ""
@@ -321,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             values.pop("config")
             code = function(settings(**values), out)
     except ArgumentError as error:
-        code = fail(program, f"{reworded(str(error))}{place}")
+        code = fail(program, f"{reworded(str(error), name)}{place}")
     except (UserError, OSError) as error:  # OSError names its path: a folder that cannot be written, a full disk
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input

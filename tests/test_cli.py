@@ -10,6 +10,7 @@ import torch
 import yaml
 from plyfile import PlyData, PlyElement
 
+from dsp_sparse import __version__
 from dsp_sparse.cli import main
 from dsp_sparse.testing import engines
 
@@ -57,12 +58,47 @@ def test_label_prints_every_class(folder, capsys):
     assert all(name in printed for name in ("ceiling", "floor", "clutter"))
 
 
-def test_label_takes_so_many_points_of_the_groups_that_are_named(folder, capsys):
-    assert run("label", folder / "store", "--points", 20, "--groups", '["Area_1", "Area_3"]') == 0
+@pytest.mark.parametrize(
+    "groups", [["Area_1", "Area_3"], ["Area_1,Area_3"], ["[Area_1, Area_3]"], ['["Area_1", "Area_3"]']]
+)
+def test_label_takes_so_many_points_of_the_groups_that_are_named(folder, capsys, groups):
+    assert run("label", folder / "store", "--points", 20, "--groups", *groups) == 0
     printed = capsys.readouterr().out
     assert "40 of " in printed and "2 clouds are labelled" in printed
     labelled = {path.stem for path in (folder / "store" / "weak" / "points-20-seed-0").iterdir()}
     assert len(labelled) == 2 and all(name.startswith(("Area_1", "Area_3")) for name in labelled)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--by", "cloud", "--points", 5], "--by says what --rate is a share of, got cloud with --points or --mask"),
+        (["--mask-field", "seen"], "--mask_field is a field of the files of --mask, got seen without a mask"),
+        (["--groups", ""], "argument --groups: expected words, got ''"),
+        (["--rate", "x"], "rate must be a finite number or null, got x"),
+    ],
+)
+def test_label_refuses_flags_that_do_not_go_together(folder, capsys, flags, message):
+    assert run("label", folder / "store", *flags) == 2
+    assert capsys.readouterr().err == f"dsp-sparse label: error: {message}\n"
+
+
+def test_flags_are_written_with_hyphens_or_underscores(folder, capsys):
+    for flag in ("--tile-points", "--tile_points"):
+        assert run("prepare", "s3dis", folder / "raw", folder / "new", "--grid", 0.15, f"{flag}=0") == 2
+        assert "tile_points must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_missing_argument_is_named_as_the_help_names_it(capsys):
+    assert run("prepare", "s3dis") == 2
+    assert capsys.readouterr().err.endswith("error: the following arguments are required: source, store\n")
+    assert run("prepare", "clouds", "raw", "store") == 2
+    assert "needs --config" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"dsp-sparse {__version__}\n"
 
 
 def test_train_prints_scores_and_leaves_a_whole_run_folder(trained):
