@@ -1,14 +1,33 @@
 """The feature interface: a network that can be cut at its tap and decoded several times."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..ragged import Ragged
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of what `torch.compile` runs as it is, in a break of its graph.
+
+    `torch.compiler.disable` itself loads the compiler, which takes as long as loading torch.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kpconv_ops import Pyramid, pyramid
 
 from ..ragged import Ragged
-from .base import TapBackbone, TapInfo, check_channels, check_coordinates
+from .base import TapBackbone, TapInfo, check_channels, check_coordinates, uncompiled
 from .kpfcnn_blocks import DeformableKPConv, Deformation, Fusion, ResidualBlock, SimpleBlock, Stencil, leaky_relu
 from .kpfcnn_config import KPFCNNConfig
 
@@ -82,7 +82,7 @@ class KPFCNN(TapBackbone):
         self.tap_level = coarsest - config.tap_stage
         self.tap = TapInfo(channels=widths[self.tap_level], stride=2**self.tap_level, out_channels=num_classes)
 
-    @torch.compiler.disable
+    @uncompiled
     @torch.no_grad()
     def geometry(self, batch: Ragged) -> Pyramid:
         check_coordinates(batch)

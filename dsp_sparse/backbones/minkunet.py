@@ -10,7 +10,7 @@ from torch import Tensor
 from kpconv_ops import Interpolation, Upsampling
 
 from ..ragged import Ragged
-from .base import TapBackbone, TapInfo, check_channels, check_coordinates
+from .base import TapBackbone, TapInfo, check_channels, check_coordinates, uncompiled
 from .engines import VoxelGrid, build_engine
 from .minkunet_blocks import BasicBlock, Bottleneck, Norm, PointwiseConv, SparseConv, SparseConvTransposed, Stage, relu
 from .minkunet_config import STAGES, MinkUNetConfig
@@ -95,7 +95,7 @@ class MinkUNet(TapBackbone):
         self.add_module(f"block{stage + 1}", blocks)
         return blocks.width
 
-    @torch.compiler.disable
+    @uncompiled
     @torch.no_grad()
     def geometry(self, batch: Ragged) -> Geometry:
         check_coordinates(batch)

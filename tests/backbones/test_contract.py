@@ -5,6 +5,8 @@ import io
 import math
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,6 +17,7 @@ from torch import distributed, nn
 
 from dsp_sparse import Ragged, UserError, build_backbone
 from dsp_sparse.backbones import BACKBONES
+from dsp_sparse.backbones.base import uncompiled
 from dsp_sparse.testing import devices, engines, random_ragged, tiny_backbone
 
 IN, CLASSES = 3, 4
@@ -309,6 +312,26 @@ def test_compile(net, device, backend):
             module.zero_grad()
             (random_weights(data) * out).sum().backward()
         torch.testing.assert_close(gradients(twin), gradients(net), rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_left_out_of_a_graph_runs_as_it_is():
+    seen = []
+
+    @uncompiled
+    def double(x):
+        seen.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: double(x) + 1, backend="eager")
+    assert [compiled(torch.tensor(x)).item() for x in (1, 2, 3)] == [3, 5, 7]
+    assert seen == [False] * 3
+
+
+def test_the_compiler_is_loaded_by_those_who_compile():
+    """Every command and every worker would wait for it as long as for torch."""
+    program = "import sys, dsp_sparse.cli, dsp_sparse.data; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def distributed_step(kind, data) -> tuple[dict, dict]:

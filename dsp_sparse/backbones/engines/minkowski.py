@@ -24,6 +24,7 @@ from kpconv_ops._precision import autocast
 from kpconv_ops.kernel_maps import check_kernel_size
 
 from ...errors import UserError
+from ..base import uncompiled
 from .base import SparseEngine, VoxelGrid
 
 REMEDY = (
@@ -163,17 +164,17 @@ class MinkowskiAdapter(SparseEngine):
         find_pairs(kernel_map)  # now, not in the first convolution: a transposed one alone would find others
         return kernel_map
 
-    @torch.compiler.disable
+    @uncompiled
     def conv(self, features: Tensor, kernel: Tensor, kernel_map: MinkowskiMap) -> Tensor:
         function = load().MinkowskiConvolutionFunction
         return convolve(function, features, kernel, kernel_map, kernel_map.source, kernel_map.target)
 
-    @torch.compiler.disable
+    @uncompiled
     def conv_transposed(self, features: Tensor, kernel: Tensor, kernel_map: MinkowskiMap) -> Tensor:
         function = load().MinkowskiConvolutionTransposeFunction
         return convolve(function, features, kernel, kernel_map, kernel_map.target, kernel_map.source)
 
-    @torch.compiler.disable
+    @uncompiled
     def pool(self, features: Tensor, kernel_map: MinkowskiMap, mode: Literal["max", "mean"]) -> Tensor:
         check_features(features, kernel_map.source)
         check_choice("mode", mode, ("max", "mean"))
