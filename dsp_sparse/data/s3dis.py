@@ -44,7 +44,7 @@ def scenes(root: str | Path) -> Dataset:
     if not rooms:
         raise UserError(f"{root}: no rooms found, expected folders like Area_1/office_1/Annotations")
     for room in rooms:
-        if not any((room / "Annotations").glob("*.txt")):
+        if not _objects(room):
             raise UserError(f"{room}: no Annotations/*.txt, expected one file an object, like Annotations/chair_1.txt")
     found = [RawScene(f"{room.parent.name}_{room.name}", room.parent.name, room, partial(load, room)) for room in rooms]
     return Dataset("s3dis", root, CLASSES, COLOURS, found)
@@ -56,13 +56,18 @@ def load(room: Path) -> Iterator[RawCloud]:
     Raises:
         UserError: a line that is not six finite numbers with colours from 0 to 255; names the file and the line.
     """
-    for path in sorted((room / "Annotations").glob("*.txt")):
+    for path in _objects(room):
         name = path.stem.rsplit("_", 1)[0]
         label = CLASSES.index(name if name in CLASSES else "clutter")
         with path.open("rb") as file:
             for values in rows(Lines(file, path), path, LAYOUT):
                 colours = (values[:, 3:] / 255).astype(np.float32)
                 yield RawCloud(values[:, :3], colours, np.full(len(values), label, np.int64))
+
+
+def _objects(room: Path) -> list[Path]:
+    """The files of a room's objects, without those that macOS puts beside them (`._chair_1.txt`)."""
+    return sorted((room / "Annotations").glob("[!.]*.txt"))
 
 
 def _valid(values: np.ndarray) -> np.ndarray:

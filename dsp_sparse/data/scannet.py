@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from .dataset import Dataset, RawCloud, RawScene, existing_folder, relabel
 from .readers import cloud_of, columns_of, read_chunks
+from .readers.text import is_count
 from .s3dis import COLOURS
 
 # The 20 classes of the benchmark and their NYU40 ids.
@@ -125,14 +126,14 @@ def _nyu40(path: Path) -> dict[str, int]:
     """The NYU40 id of every raw category."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected the table of raw categories and their NYU40 ids")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         missing = {"raw_category", "nyu40id"} - set(table.fieldnames or ())
         if missing:
             raise UserError(f"{path}:1: no column {', '.join(sorted(missing))}, expected raw_category and nyu40id")
         ids = {}
         for row in table:
-            if not (row["nyu40id"] or "").isdigit():
+            if not is_count(row["nyu40id"] or ""):
                 raise UserError(f"{path}:{table.line_num}: nyu40id {row['nyu40id']!r}, expected a whole number")
             ids[row["raw_category"]] = int(row["nyu40id"])
     return ids

@@ -93,6 +93,31 @@ def test_an_archive_of_fields(tmp_path, monkeypatch):
         np.testing.assert_array_equal(found["z"], values[:, 2])
 
 
+def test_an_array_of_many_fields(tmp_path):
+    """A header may be longer than NumPy's own limit."""
+    cloud = np.zeros(2, [("points", "f8", (3,)), *((f"a_feature_with_number_{i}", "f4") for i in range(500))])
+    np.save(tmp_path / "a.npy", cloud)
+    np.savez(tmp_path / "a.npz", cloud)
+    for name in ("a.npy", "a.npz"):
+        assert len(read(tmp_path / name).dtype) == 503
+
+
+def encrypted(path):
+    np.savez(path, rows(2))
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + flags] |= 1
+    path.write_bytes(content)
+
+
+def broken_lzma(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("points.npy", bytes(1000))
+    content = bytearray(path.read_bytes())
+    content[60] ^= 255
+    path.write_bytes(content)
+
+
 def save(**arrays):
     return lambda path: np.savez(path, **arrays)
 
@@ -108,6 +133,10 @@ def save(**arrays):
         ("a.npy", lambda path: np.save(path, rows(2)[:, :4]), "4 columns without names, expected `columns`"),
         ("a.npy", lambda path: np.save(path, np.array([["a", "b", "c"]])), "points is of type <U1, expected numbers"),
         ("a.npy", lambda path: np.save(path, np.array([[1, None, 3]])), "not a whole .npy file"),
+        ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\1\0\4\0{'[("), "not a whole .npy file of numbers"),
+        ("a.npy", lambda path: path.write_bytes(b"PK\3\4"), "not a whole .npy file of numbers"),
+        ("a.npz", encrypted, "not a whole .npz file of numbers .File 'arr_0.npy' is encrypted"),
+        ("a.npz", broken_lzma, "not a whole .npz file of numbers"),
         ("a.npz", lambda path: path.write_bytes(b"PK"), "not a whole .npz file"),
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "1"), "no arrays"),
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.npy", "1"), "not a whole .npz file"),
@@ -161,6 +190,7 @@ def las(path, count: int = 20):
     header = laspy.LasHeader(point_format=7, version="1.4")
     header.scales, header.offsets = [0.001] * 3, [771_000, 6_277_000, 0]
     header.add_extra_dim(laspy.ExtraBytesParams("normal", "3f4"))
+    header.add_extra_dim(laspy.ExtraBytesParams("YZ", "u1"))
     cloud = laspy.LasData(header)
     cloud.x = 771_000 + generator.uniform(0, 1000, count)
     cloud.y = 6_277_000 + generator.uniform(0, 1000, count)
@@ -168,6 +198,7 @@ def las(path, count: int = 20):
     cloud.classification = generator.integers(0, 30, count)
     cloud.red = generator.integers(0, 65536, count)
     cloud.return_number = generator.integers(1, 6, count)
+    cloud.YZ = generator.integers(0, 256, count)
     cloud.normal = generator.uniform(-1, 1, (count, 3))
     cloud.write(str(path))
     return cloud
@@ -185,7 +216,7 @@ def test_las_holds_metres_and_every_dimension(tmp_path, monkeypatch, suffix, chu
     for axis in "xyz":
         assert found[axis].dtype == np.float64
         np.testing.assert_array_equal(found[axis], np.asarray(getattr(cloud, axis)))
-    for name in ("classification", "red", "return_number", "gps_time"):
+    for name in ("classification", "red", "return_number", "gps_time", "YZ"):
         np.testing.assert_array_equal(found[name], np.asarray(cloud[name]))
     assert (found.dtype["red"], found.dtype["classification"]) == (np.uint16, np.uint8)
     np.testing.assert_array_equal(np.stack([found[f"normal_{i}"] for i in range(3)], 1), cloud.normal)

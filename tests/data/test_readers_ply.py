@@ -126,6 +126,9 @@ HEADER = "ply\nformat ascii 1.0\ncomment c\nelement vertex {0}\nproperty float x
         (HEADER.format(2) + "0\n0 1 2\n", "a.ply:8: '0'"),
         (HEADER.format(3) + "0 1\n0 1\n", "a.ply: not a whole PLY file: 2 vertices, expected the 3 of its header"),
         (HEADER.format(1) + "0 1\n\n0 1\n", "a.ply:10: more vertices, expected the 1 of its header"),
+        (HEADER.format("²"), "a.ply:4: 'element vertex ²', expected a line of a PLY header"),
+        (HEADER.format("-1"), "a.ply:4: 'element vertex -1', expected a line of a PLY header"),
+        (HEADER.format("9" * 5000), "a.ply:4: 'element vertex 99"),
         (HEADER.format("many"), "a.ply:4: 'element vertex many', expected a line of a PLY header"),
         (HEADER.replace("float", "real").format(1), "a.ply:5: 'property real x'"),
         (HEADER.replace("ascii 1.0", "ascii 2.0").format(1), "a.ply:2: 'format ascii 2.0'"),
@@ -135,7 +138,9 @@ HEADER = "ply\nformat ascii 1.0\ncomment c\nelement vertex {0}\nproperty float x
         (HEADER.replace("property float x", "property list uchar float x").format(1), "a.ply: vertices with a list"),
         (HEADER.replace("property float x", "property list float float x").format(1), "a.ply:5: 'property list float"),
         ("PLY\n", "a.ply:1: no PLY file"),
-        ("ply\n" + "comment " + "c" * 2_000_000, "a.ply:2: not a whole PLY file"),
+        ("ply\ncomment c", "a.ply:2: not a whole PLY file, its header has no end_header"),
+        ("ply\n" + "comment " + "c" * 2_000_000, "a.ply:2: no end_header so far, expected it within 1048576 bytes"),
+        ("ply\n" + "comment c\n" * 200_000 + "end_header\n", "a.ply:104859: no end_header so far"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path, monkeypatch, content, problem):

@@ -83,6 +83,14 @@ def test_columns_are_named_by_the_file_or_else_by_the_user(tmp_path, suffix, con
         (".txt", b"1 2 3\n1 2\x00 3\n", "a.txt:2"),
         (".txt", b"1 2 3\n1\x105 2 3\n", "a.txt:2"),
         (".txt", b"1 2 3\n\xff\xfe 2 3\n", "a.txt:2"),
+        (".txt", "1 2 3\n\u0661 2 3\n".encode(), "a.txt:2"),
+        (".txt", b"1 2 3\n1\x0b2 3\n", "a.txt:2: '1.x0b2 3', expected 3"),
+        (".txt", "1 2 3\r\n4 5 6\r\n".encode("utf-16"), "a.txt: a zero byte in the first line, expected text in UTF-8"),
+        (".txt", "1 2 3".encode("utf-16-be"), "a.txt: a zero byte in the first line"),
+        (".txt", b"1 2 3\n1 2 NA\n", "a.txt:2: '1 2 NA'"),
+        (".txt", b"1 2 nan\n1 2\n", "a.txt:2: '1 2'"),
+        (".csv", b"1,2,nan\n1,,3\n", "a.csv:2: '1,,3'"),
+        (".pts", b"9" * 5000 + b"\n1 2 3\n", "a.pts"),
         (".csv", b"1,2,3\n1,,3\n", "a.csv:2: '1,,3'"),
         (".csv", b"1,2,3\n1 2 3\n", "a.csv:2"),
         (".csv", b"1;2,5;3\n", "a.csv:1: '1;2,5;3', expected 3 numbers"),
@@ -123,6 +131,14 @@ def test_not_a_number_and_infinity_are_numbers(tmp_path):
     (tmp_path / "a.txt").write_text("1 2 3\nnan -inf 1e400\n")
     assert math.isnan(read(tmp_path / "a.txt")["x"][1])
     assert values(read(tmp_path / "a.txt")[["y", "z"]]) == [[2, 3], [-math.inf, math.inf]]
+
+
+@pytest.mark.parametrize("word", ["nan", "-nan", "NaN", "NAN"])
+def test_not_a_number_does_not_slow_a_block_down(tmp_path, monkeypatch, word):
+    """However programs spell it, the block is parsed at once."""
+    monkeypatch.setattr(text, "_parse_by_line", None)
+    (tmp_path / "a.txt").write_text(f"1 2 3\n4 5 {word}\n")
+    np.testing.assert_array_equal(values(read(tmp_path / "a.txt")), [[1, 2, 3], [4, 5, np.nan]])
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

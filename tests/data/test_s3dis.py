@@ -24,6 +24,7 @@ def load(annotations):
 def test_a_room_is_its_annotation_files_in_order(annotations):
     (annotations / "ceiling_1.txt").write_text("0 0 3 255 255 255\n")
     (annotations / "chair_2.txt").write_text("")
+    (annotations / "._chair_1.txt").write_bytes(b"\0\5\x16\7 written by macOS")
     dataset = s3dis.scenes(annotations.parents[2])
     assert [(s.name, s.group) for s in dataset.scenes] == [("Area_5_hallway_6", "Area_5")]
     cloud = whole(dataset.scenes[0])
@@ -105,7 +106,7 @@ def test_what_is_missing_is_named(annotations, tmp_path):
     (annotations / "chair_1.txt").write_text("")
     with pytest.raises(UserError, match="hallway_6: the cloud is empty"):
         load(annotations)
-    (annotations / "chair_1.txt").unlink()
+    (annotations / "chair_1.txt").rename(annotations / ".chair_1.txt")
     with pytest.raises(UserError, match="hallway_6: no Annotations"):
         s3dis.scenes(tmp_path)
 

@@ -121,6 +121,7 @@ def test_labels_come_from_the_annotators_words(annotated):
         ("scannetv2-labels.combined.tsv", None, "combined.tsv: no such file, expected the table of raw categories"),
         ("scannetv2-labels.combined.tsv", "a\tb\n", "combined.tsv:1: no column nyu40id, raw_category"),
         ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\tcat\t\n", "combined.tsv:5: nyu40id '', expected a whole"),
+        ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\tcat\t²\n", "combined.tsv:5: nyu40id '²', expected a whole"),
         ("{0}.aggregation.json", "{{", "aggregation.json: not a JSON file with a list 'segGroups'"),
         (
             "{0}.aggregation.json",

@@ -1,7 +1,6 @@
 """NumPy files: `.npy` through a memory map, `.npz` as a stream out of its archive."""
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,18 +10,22 @@ import numpy as np
 
 from ...errors import UserError
 from .. import dataset
-from .fields import POINTS, fields_of, join, merge
+from .fields import POINTS, fields_of, join, merge, not_whole
+
+# NumPy reads shorter ones unless it is told otherwise: one of a hundred fields is longer.
+LONGEST_HEADER = 1 << 20
 
 
 def read_npy(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
     """A structured array `[N]`, or numbers `[N, k]`; see `read_chunks`."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a whole .npy file of numbers ({error})") from error
-    if not isinstance(array, np.ndarray) or array.ndim != (1 if array.dtype.names else 2):
-        shape = getattr(array, "shape", None)
-        raise UserError(f"{path}: an array of shape {shape}, expected a structured one [N] or numbers [N, columns]")
+        array = np.lib.format.open_memmap(path, "r", max_header_size=LONGEST_HEADER)
+    except Exception as error:  # a header is Python source, and broken bytes lead to any error
+        raise not_whole(path, ".npy file of numbers", error) from error
+    if array.ndim != (1 if array.dtype.names else 2):
+        raise UserError(
+            f"{path}: an array of shape {array.shape}, expected a structured one [N] or numbers [N, columns]"
+        )
     for start in range(0, len(array), dataset.CHUNK):
         part = array[start : start + dataset.CHUNK]
         yield join(fields_of(POINTS, part, columns, path))
@@ -52,10 +55,10 @@ def read_npz(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
             for start in range(0, total, dataset.CHUNK):
                 count = min(dataset.CHUNK, total - start)
                 yield join(merge((fields_of(m.name, m.take(count), columns, path) for m in members), path))
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a whole .npz file of numbers ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # so do the decompressors
+        raise not_whole(path, ".npz file of numbers", error) from error
 
 
 class _Member:
@@ -72,7 +75,7 @@ class _Member:
             stream = stack.enter_context(archive.open(name))
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return stream, read(stream)
+            return stream, read(stream, LONGEST_HEADER)
 
         self.name = name.removesuffix(".npy")
         stream, (self.shape, fortran, self.dtype) = opened()

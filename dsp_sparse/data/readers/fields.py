@@ -69,6 +69,11 @@ def fields_of(name: str, part: np.ndarray, columns: Sequence[str] | None, path: 
     return {name: part[:, column] for column, name in enumerate(names)}
 
 
+def not_whole(path: Path, what: str, error: Exception) -> UserError:
+    """What to raise for a file that a library cannot read."""
+    return UserError(f"{path}: not a whole {what} ({' '.join(str(error).split())})")
+
+
 def merge(parts: Iterable[dict[str, np.ndarray]], path: Path) -> dict[str, np.ndarray]:
     """The fields of several arrays; a UserError for a name that occurs twice."""
     merged: dict[str, np.ndarray] = {}

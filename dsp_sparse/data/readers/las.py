@@ -7,7 +7,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import dataset
-from .fields import fields_of, join, merge
+from .fields import fields_of, join, merge, not_whole
 
 
 def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
@@ -26,12 +26,12 @@ def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # laspy and its decompressors raise whatever the broken bytes lead them to
-        raise UserError(f"{path}: not a whole LAS file ({error})") from error
+        raise not_whole(path, "LAS file", error) from error
     if total != count:
         raise UserError(f"{path}: not a whole LAS file: {total} points, expected the {count} of its header")
 
 
 def _chunk(points, path: Path) -> np.ndarray:
-    names = [name for name in points.point_format.dimension_names if name not in "XYZ"]
+    names = [name for name in points.point_format.dimension_names if name not in ("X", "Y", "Z")]
     parts = (fields_of(name, np.asarray(points[name]), None, path) for name in ["x", "y", "z", *names])
     return join(merge(parts, path))

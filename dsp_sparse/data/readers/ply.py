@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import UserError
 from ...files import atomic_path
 from .. import dataset
-from .text import Layout, Lines, rows
+from .text import Layout, Lines, is_count, rows
 
 TYPES = {
     "char": "i1",
@@ -85,7 +85,9 @@ def _header(file: BinaryIO, path: Path) -> tuple[str, list[Element], int]:
     while True:
         number += 1
         line = file.readline(LONGEST_HEADER)
-        if not line.endswith(b"\n") or file.tell() > LONGEST_HEADER:
+        if file.tell() > LONGEST_HEADER:
+            raise UserError(f"{path}:{number}: no end_header so far, expected it within {LONGEST_HEADER} bytes")
+        if not line.endswith(b"\n"):
             raise UserError(f"{path}:{number}: not a whole PLY file, its header has no end_header")
         words = line.decode("utf-8", "replace").split()
         match words:
@@ -95,7 +97,7 @@ def _header(file: BinaryIO, path: Path) -> tuple[str, list[Element], int]:
                 pass
             case ["format", form, "1.0"] if form in BYTE_ORDERS:
                 pass
-            case ["element", name, count] if count.isdigit():
+            case ["element", name, count] if is_count(count):
                 elements.append(Element(name, int(count)))
             case ["property", kind, name] if elements and kind in TYPES:
                 elements[-1].properties.append((name, kind, None))

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def _parse(block: bytes, layout: Layout) -> np.ndarray | None:
                 dtype=np.float64,
                 comment="#" if layout.comments else None,
                 # A missing number is then an error and not a NaN.
-                na_filter=False,
+                keep_default_na=False,
+                na_values=["nan", "-nan", "NaN", "NAN"],
                 quoting=csv.QUOTE_NONE,
                 **_exact(pandas),
             )
@@ -154,7 +156,8 @@ def _parse_by_line(block: bytes, first: int, path: Path, layout: Layout) -> np.n
         content = text.partition("#")[0] if layout.comments else text
         if not content.strip():
             continue
-        row = [to_number(word) for word in content.split(layout.separator)]
+        words = content.split(layout.separator) if layout.separator else re.split("[ \t]+", content.strip())
+        row = [to_number(word) for word in words]
         good = len(row) == layout.columns and None not in row
         if not good or (layout.valid is not None and not layout.valid(np.array([row]))[0]):
             raise UserError(f"{path}:{number}: {text.strip()[:60]!r}, expected {layout.expected}")
@@ -163,11 +166,16 @@ def _parse_by_line(block: bytes, first: int, path: Path, layout: Layout) -> np.n
 
 
 def to_number(word: str) -> float | None:
-    """The number that a word is; None if it is none. Python's underscores are not taken."""
+    """The number that a word is; None if it is none. Python's underscores and digits of other scripts are not taken."""
     try:
-        return None if "_" in word else float(word)
+        return float(word) if word.isascii() and "_" not in word else None
     except ValueError:
         return None
+
+
+def is_count(word: str) -> bool:
+    """Whether a word is a whole number, not negative and not beyond any file's."""
+    return re.fullmatch("[0-9]{1,15}", word) is not None
 
 
 def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
@@ -181,6 +189,8 @@ def read(path: Path, columns: Sequence[str] | None) -> Iterator[np.ndarray]:
         if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
         lines = Lines(file, path)
+        if b"\0" in lines.peek():
+            raise UserError(f"{path}: a zero byte in the first line, expected text in UTF-8 or ASCII")
         count, names, separator = _header(lines, path, columns)
         expected = f"{len(names)} numbers {' '.join(names)}"
         layout = Layout(len(names), expected, separator, comments=True)
@@ -202,7 +212,7 @@ def _header(lines: Lines, path: Path, columns: Sequence[str] | None) -> tuple[in
     comment = _take_comments(lines)
     count = None
     pts = path.suffix.lower() == ".pts"
-    if pts and lines.peek().strip().isdigit():
+    if pts and is_count(lines.peek().decode("utf-8", "replace").strip()):
         count = int(lines.take(1))
         comment = _take_comments(lines) or comment
     words, separator = _split(lines.peek())
