@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError
-from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, relabel
+from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, files_below, relabel
 from .readers import SUFFIXES, cloud_of, columns_of, read_chunks
 
 
@@ -50,9 +50,14 @@ class CloudConfig:
             config = cls(**parser.parse_string(path.read_text()).as_dict())
         except (ArgumentError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        if not config.groups or not all(config.groups.values()):
+            raise UserError(f"{path}: groups is {config.groups}, expected group names, each with patterns of files")
         for pattern in (p for patterns in config.groups.values() for p in patterns):
-            if not pattern or Path(pattern).is_absolute():
-                raise UserError(f"{path}: groups has the pattern {pattern!r}, expected one relative to the folder")
+            # A store takes names that begin with a dot for leftovers.
+            if not pattern or Path(pattern).is_absolute() or any(part[0] == "." for part in Path(pattern).parts):
+                raise UserError(
+                    f"{path}: groups has the pattern {pattern!r}, expected one below the folder, not hidden"
+                )
         if len(config.coordinates) != 3:
             raise UserError(f"{path}: coordinates names {len(config.coordinates)} fields, expected 3")
         for name, full_scale in config.features.items():
@@ -67,7 +72,7 @@ class CloudConfig:
 
 
 def scenes(root: str | Path, config: CloudConfig) -> Dataset:
-    """Find the files below `root` that the groups' patterns name.
+    """Find the files below `root` that the groups' patterns name, hidden ones left out.
 
     Raises:
         UserError: no such folder, a pattern without a file, a file of no known format, or a file in two groups.
@@ -76,7 +81,7 @@ def scenes(root: str | Path, config: CloudConfig) -> Dataset:
     groups: dict[Path, str] = {}
     for group, patterns in config.groups.items():
         for pattern in patterns:
-            files = sorted(root.glob(pattern))
+            files = files_below(root, pattern)
             if not files:
                 raise UserError(f"{root}: no file matches {pattern!r} of group {group!r}")
             for file in files:
@@ -88,7 +93,7 @@ def scenes(root: str | Path, config: CloudConfig) -> Dataset:
         RawScene("_".join(file.relative_to(root).with_suffix("").parts), group, file, partial(load, file, config))
         for file, group in groups.items()
     ]
-    return Dataset(config.name, root, list(config.classes), dict(config.features), found)
+    return Dataset(config.name, root, list(config.classes), dict(config.features), found, config.coordinates)
 
 
 def load(path: Path, config: CloudConfig) -> Iterator[RawCloud]:
@@ -107,21 +112,23 @@ def load(path: Path, config: CloudConfig) -> Iterator[RawCloud]:
             labels, listed = relabel(ids, table)
             if not listed.all():
                 unknown = ", ".join(f"{i:g}" for i in np.unique(ids[~listed])[:10])
-                raise UserError(
-                    f"{path}: {config.label} has ids {unknown}, expected ids of classes or ignore"
-                )
+                raise UserError(f"{path}: {config.label} has ids {unknown}, expected ids of classes or ignore")
             cloud = replace(cloud, labels=labels)
         yield cloud
 
 
 def read_cloud(
-    path: str | Path, features: Mapping[str, float], columns: Sequence[str] | None = None
+    path: Path,
+    features: Mapping[str, float],
+    coordinates: Sequence[str] = ("x", "y", "z"),
+    columns: Sequence[str] | None = None,
 ) -> Iterator[RawCloud]:
     """Read one file without labels, as for prediction.
 
     Args:
-        path: the file, with the coordinates in the fields x y z.
+        path: the file.
         features: field to the value that becomes 1, as in `SceneStore.features`.
+        coordinates: the three fields that hold coordinates, in metres.
         columns: names of the columns where the file has none, see `read_chunks`.
 
     Returns:
@@ -130,5 +137,4 @@ def read_cloud(
     Raises:
         UserError: see `read_chunks`, `cloud_of` and `checked`.
     """
-    path = Path(path)
-    return checked((cloud_of(chunk, path, features) for chunk in read_chunks(path, columns)), path)
+    return checked((cloud_of(chunk, path, features, coordinates) for chunk in read_chunks(path, columns)), path)

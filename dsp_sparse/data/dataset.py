@@ -1,7 +1,8 @@
 """What every loader of a data set returns, before anything is subsampled: clouds, a piece at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ class Dataset:
         classes: class names; label c means `classes[c]`.
         features: names of the measured features and the raw value that stands for 1.
         scenes: its clouds.
+        coordinates: the three fields of its files that hold coordinates.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Dataset:
     classes: list[str]
     features: dict[str, float]
     scenes: list[RawScene]
+    coordinates: list[str] = field(default_factory=lambda: list("xyz"))
 
 
 def checked(pieces: Iterable[RawCloud], source: Path) -> Iterator[RawCloud]:
@@ -92,12 +95,6 @@ def checked(pieces: Iterable[RawCloud], source: Path) -> Iterator[RawCloud]:
         raise UserError(f"{source}: the cloud is empty, expected at least one point")
 
 
-def concatenate(pieces: Iterable[RawCloud]) -> RawCloud:
-    """One cloud of pieces; at least one piece."""
-    pieces = list(pieces)
-    return RawCloud(*(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(RawCloud)))
-
-
 def relabel(ids: np.ndarray, table: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Labels `[N]` int64 of ids `[N]` by a table, -1 for ids that it does not list, and which are listed `[N]` bool."""
     known = np.array(sorted(table))
@@ -113,3 +110,13 @@ def existing_folder(path: str | Path, what: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder, expected {what}")
     return path
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that a glob relative to it matches, sorted; links to folders are followed.
+
+    Hidden files, and those in hidden folders, are left out.
+    """
+    names = map(Path, glob(pattern, root_dir=folder, recursive=True))  # Path.glob would not follow links
+    shown = (name for name in names if not any(part[0] == "." for part in name.parts))
+    return sorted(path for name in shown if (path := folder / name).is_file())

@@ -70,6 +70,7 @@ def prepare(
         "overlap": overlap,
         "classes": dataset.classes,
         "features": dataset.features,
+        "coordinates": dataset.coordinates,
     }
     folders = {scene.name: out / "scenes" / scene.name for scene in dataset.scenes}
     if len(folders) < len(dataset.scenes):

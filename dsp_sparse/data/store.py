@@ -138,6 +138,7 @@ class SceneStore:
         grid: cell size in metres.
         classes: class names.
         features: names of the measured features and the raw value that stands for 1.
+        coordinates: names of the fields that coordinates were read from.
         scenes: all scenes, in the order of the data set.
     """
 
@@ -154,6 +155,7 @@ class SceneStore:
         self.grid: float = self.manifest["grid"]
         self.classes: list[str] = self.manifest["classes"]
         self.features: dict[str, float] = self.manifest["features"]
+        self.coordinates: list[str] = self.manifest["coordinates"]
         self.scenes = [
             Scene(
                 folder=scene_folder(self.path, entry),

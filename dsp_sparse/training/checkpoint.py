@@ -56,6 +56,7 @@ class Model:
         in_channels: its input channels.
         classes: names of its output channels.
         features: names of the measured features, and the raw value that stands for 1 in the network's input.
+        coordinates: names of the three fields that coordinates are read from.
         grid: cell size of the grid its clouds are subsampled with, metres.
         radius: radius of its samples, metres.
         max_points: cap on the points of a sample.
@@ -67,6 +68,7 @@ class Model:
     in_channels: int
     classes: list[str]
     features: dict[str, float]
+    coordinates: list[str]
     grid: float
     radius: float
     max_points: int | None
@@ -91,7 +93,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", engine: str
     """
     path = Path(path)
     path = path / "model.pt" if path.is_dir() else path
-    content = _load(path, "model")
+    content = {"coordinates": list("xyz"), **_load(path, "model")}  # the first models did not say
     expected, found = {f.name for f in fields(Model)}, content.keys()
     if found != expected:
         names = ", ".join(sorted(expected ^ found, key=str))

@@ -55,6 +55,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         in_channels=store.in_channels,
         classes=store.classes,
         features=store.features,
+        coordinates=store.coordinates,
         grid=store.grid,
         radius=config.data.radius,
         max_points=config.data.max_points,

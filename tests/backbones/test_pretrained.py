@@ -165,6 +165,7 @@ def test_state_dicts_are_found_under_the_usual_wrappings(name, wrap, tmp_path):
 def test_our_own_files_are_found_and_models_in_run_folders(name, tmp_path):
     source = tiny_backbone(name, 5, 4, seed=1)
     header = {"options": {}, "in_channels": 5, "classes": list("abcd"), "features": {}, "grid": 0.1, "radius": 2.0}
+    header["coordinates"] = ["x", "y", "z"]
     save_model(tmp_path / "model.pt", Model(net=source, backbone=name, max_points=None, **header))
     save_state(tmp_path / "checkpoint.pt", TrainingState(net=source.state_dict()))
     for place in (tmp_path, tmp_path / "model.pt", tmp_path / "checkpoint.pt"):

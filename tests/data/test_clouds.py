@@ -7,6 +7,7 @@ from clouds import whole
 from plyfile import PlyData, PlyElement
 
 from dsp_sparse.data import dataset as dataset_module
+from dsp_sparse.data import prepare
 from dsp_sparse.data.clouds import CloudConfig, read_cloud, scenes
 from dsp_sparse.errors import UserError
 
@@ -64,6 +65,15 @@ def test_labels_and_features_are_optional(folder, tmp_path):
     [
         ({"typo": 1}, "mine.yaml: .*typo"),
         ({"groups": 3}, "mine.yaml: .*groups"),
+        ({"groups": {}}, "mine.yaml: groups is {}, expected group names, each with patterns of files"),
+        ({"groups": {"train": []}}, r"mine.yaml: groups is {'train': \[\]}, expected group names"),
+        (
+            {"groups": {"train": [""]}},
+            "mine.yaml: groups has the pattern '', expected one below the folder, not hidden",
+        ),
+        ({"groups": {"train": ["/a.ply"]}}, "mine.yaml: groups has the pattern '/a.ply', expected one below"),
+        ({"groups": {"train": [".trash/*"]}}, r"mine.yaml: groups has the pattern '.trash/\*', expected one below"),
+        ({"groups": {"train": ["a/../*"]}}, r"mine.yaml: groups has the pattern 'a/../\*', expected one below"),
         ({"classes": {"ground": ["two"]}}, "mine.yaml: .*classes"),
         ({"classes": {}}, "mine.yaml: label is 'kind' but classes is empty"),
         ({"classes": {"ground": [2], "plant": [2]}}, "mine.yaml: id 2 is listed twice"),
@@ -99,6 +109,15 @@ def test_files_are_in_one_group_and_patterns_match(folder, tmp_path):
         scenes(tmp_path / "nowhere", config(tmp_path))
     with pytest.raises(UserError, match=r"none.yaml: no such file"):
         CloudConfig.load(tmp_path / "none.yaml")
+
+
+def test_hidden_files_are_no_clouds(folder, tmp_path):
+    """Neither what macOS puts beside a file nor what lies in a hidden folder."""
+    expected = [s.name for s in scenes(folder, config(tmp_path, groups={"all": ["**/*.ply"]})).scenes]
+    assert expected == ["a_one", "b"]
+    write(folder / "a" / "._one.ply", [(0, 0, 0, 0, 0)])
+    write(folder / ".trash" / "two.ply", [(0, 0, 0, 0, 0)])
+    assert [s.name for s in scenes(folder, config(tmp_path, groups={"all": ["**/*.ply"]})).scenes] == expected
 
 
 def test_every_format_is_a_scene(tmp_path):
@@ -144,16 +163,33 @@ def test_a_cloud_is_the_same_in_pieces_of_any_size(folder, tmp_path, monkeypatch
         np.testing.assert_array_equal(getattr(whole(scene), name), getattr(expected, name))
 
 
+def test_links_to_folders_are_followed(folder, tmp_path):
+    """Scans often lie on another disk."""
+    write(tmp_path / "disk" / "far.ply", [(0, 0, 0, 0, 0)])
+    (folder / "link").symlink_to(tmp_path / "disk")
+    found = scenes(folder, config(tmp_path, groups={"all": ["**/*.ply"]})).scenes
+    assert [scene.name for scene in found] == ["a_one", "b", "link_far"]
+
+
+def test_a_store_says_which_fields_are_coordinates(folder, tmp_path):
+    """What is trained on it reads the same fields of new clouds."""
+    store = prepare(scenes(folder, config(tmp_path)), tmp_path / "store", grid=0.5, progress=False)
+    assert store.coordinates == CONFIG["coordinates"] == ["X", "Y", "Z"]
+
+
 def test_a_cloud_for_prediction_is_checked(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("0 0 0 51 0 0\n0 0 inf 1 1 1\n")
     with pytest.raises(UserError, match=r"x.txt: point 2 has coordinates \[0.0, 0.0, inf\], expected finite"):
         list(read_cloud(path, {"red": 255.0}))
+    path.write_text("0 0 0 51 0 0\n0 0 0 1 2 3\n0 0 0 1 nan 1\n")
+    with pytest.raises(UserError, match=r"x.txt: point 3 has features \[0.00\d+, nan, 0.00\d+\], expected finite"):
+        list(read_cloud(path, {"red": 255.0, "green": 255.0, "blue": 255.0}))
     path.write_text("")
     with pytest.raises(UserError, match=r"x.txt: the cloud is empty"):
         list(read_cloud(path, {"red": 255.0}))
     path.write_text("0 0 0 51\n")
-    (cloud,) = read_cloud(path, {"heat": 100.0}, ["x", "y", "z", "heat"])
+    (cloud,) = read_cloud(path, {"heat": 100.0}, columns=["x", "y", "z", "heat"])
     np.testing.assert_allclose(cloud.features, [[0.51]])
     assert cloud.labels.tolist() == [-1]
 

@@ -45,6 +45,7 @@ def make_run(tmp_path):
             in_channels=store.in_channels,
             classes=store.classes,
             features=store.features,
+            coordinates=store.coordinates,
             grid=store.grid,
             radius=RADIUS,
             max_points=None,
