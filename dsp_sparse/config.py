@@ -64,7 +64,7 @@ class DataConfig:
     Args:
         store: folder of the scene store that `dsp-sparse prepare` wrote.
         train_groups: scene groups to train on (S3DIS: areas; ScanNet: the split file's name; clouds of your own: the
-            YAML's groups). None: every group that is not tested.
+            YAML's groups). None: every group with labels that is not tested.
         test_groups: scene groups to evaluate on.
         label_rate: share of the points that carry a label, in (0, 1]; 1 is full supervision.
         label_by: what the rate is a share of: the points of each `class` of a cloud, at least one, or of the `cloud`.

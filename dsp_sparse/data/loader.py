@@ -20,7 +20,8 @@ def split(store: SceneStore, data: DataConfig) -> tuple[list[Scene], list[Scene]
     """The scenes to train on and those to test on. UserError: a group that the store does not have."""
     groups = data.train_groups
     if groups is None:
-        groups = sorted({scene.group for scene in store.scenes} - set(data.test_groups))
+        labelled = {scene.group for scene in store.scenes if any(scene.class_counts)}
+        groups = sorted(labelled - set(data.test_groups))
     return store.group(groups), store.group(data.test_groups)
 
 

@@ -1,5 +1,6 @@
 """Turning a data set into a store: cloud by cloud, in bounded memory, by several processes, interruptible anywhere."""
 
+import glob
 import hashlib
 import io
 import json
@@ -91,6 +92,8 @@ def prepare(
         header["package_version"] = __version__
         if found is None or missing:
             write_json(out / MANIFEST, {**header, "scenes": None})
+        for scene in missing:
+            _remove_weak_labels(out, scene.name)
         try:
             with Progress(dataset.name, len(missing), show=progress) as bar:
                 job = Job(grid, tile_points, overlap, len(dataset.classes), bar.done, bar.stop)
@@ -237,6 +240,14 @@ def write_array(path: Path, array: np.ndarray) -> str:
             file.write(part)
             checksum.update(part)
     return checksum.hexdigest()
+
+
+def _remove_weak_labels(store: Path, cloud: str) -> None:
+    """Weak labels belong to the cloud that they were drawn from, not to the one that takes its place."""
+    name = glob.escape(cloud)
+    for pattern in (f"weak/*/{name}.npy", f"weak/*/{name}_tile_*.npy"):
+        for path in store.glob(pattern):
+            path.unlink()
 
 
 def _write_clouds(job: Job, scenes: Sequence[RawScene], folders: Sequence[Path], workers: int, bar: Progress) -> None:

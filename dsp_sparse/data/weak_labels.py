@@ -18,12 +18,11 @@ class WeakLabels(Sequence[np.ndarray]):
     """Per scene `[n]` int16 class ids, -1 on the points that are not labelled; memory-mapped when first asked for.
 
     Args:
-        files: the file and the number of points of every scene.
-        num_classes: number of classes.
+        files: the file of every scene.
     """
 
-    def __init__(self, files: Sequence[tuple[Path, int]], num_classes: int):
-        self.files, self.num_classes = files, num_classes
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
 
     def __getitem__(self, scene: int) -> np.ndarray:
         return self._arrays[scene]
@@ -32,12 +31,12 @@ class WeakLabels(Sequence[np.ndarray]):
         return len(self.files)
 
     def __getstate__(self) -> dict:
-        # Another process maps the files itself.
-        return {"files": self.files, "num_classes": self.num_classes}
+        # Another process maps the files itself, and need not check them again.
+        return {"files": self.files}
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
-        return [_read(*file, self.num_classes) for file in self.files]
+        return [_open(map_array, file, "weak labels") for file in self.files]
 
     @cached_property
     def by_class(self) -> dict[int, dict[int, np.ndarray]]:
@@ -107,8 +106,9 @@ def weak_labels(store: SceneStore, labelling: Labelling, scenes: Sequence[Scene]
     folder = store.path / "weak" / _name(labelling, tiles)
     for cloud in dict.fromkeys(scene.cloud for scene in scenes):
         _label(tiles[cloud], labelling, folder)
-    labels = WeakLabels([(folder / f"{s.name}.npy", s.num_points) for s in scenes], len(store.classes))
-    labels[:]  # a file that is damaged shows now
+    labels = WeakLabels([folder / f"{scene.name}.npy" for scene in scenes])
+    for path, array, scene in zip(labels.files, labels, scenes, strict=True):
+        _check(path, array, scene.num_points, len(store.classes))
     return labels
 
 
@@ -209,15 +209,13 @@ def _read_mask(labelling: Labelling, cloud: str, count: int) -> np.ndarray:
     return mask
 
 
-def _read(path: Path, count: int, num_classes: int) -> np.ndarray:
-    """Stored labels, memory-mapped."""
-    labels = _open(map_array, path, "weak labels")
+def _check(path: Path, labels: np.ndarray, count: int, num_classes: int) -> None:
+    """Raise a UserError unless a file holds the labels of `count` points."""
     if labels.dtype != np.int16 or labels.shape != (count,):
         found = f"{labels.dtype} values of shape {labels.shape}"
         raise UserError(f"{path}: {found}, expected the int16 labels of {count} points; delete the file")
     if labels.min(initial=-1) < -1 or labels.max(initial=-1) >= num_classes:
         raise UserError(f"{path}: labels outside -1 to {num_classes - 1}; the file is damaged, delete it")
-    return labels
 
 
 def _open(load: Callable[[Path], np.ndarray], path: Path, what: str) -> np.ndarray:

@@ -1,4 +1,6 @@
+import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +94,22 @@ def test_ranks_and_steps_that_do_not_exist_are_refused(rooms_store, pairs):
 
 
 @pytest.mark.parametrize("pairs", [False, True])
+def test_every_ball_and_every_draw_has_random_numbers_of_its_own(rooms_store, pairs, monkeypatch):
+    """Over ranks, steps and epochs: no two balls are augmented alike, and none as its sampler draws."""
+    original, drawn = np.random.default_rng, set()
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.add(original(seed).random()) or original(seed))
+    balls = [
+        original(ball.seed).random()
+        for epoch in (0, 1)
+        for rank in (0, 1)
+        for batch in loader_of(rooms_store, pairs, epoch=epoch, rank=rank, world=2).batch_sampler
+        for ball in batch
+    ]
+    assert len(drawn) == (10 if pairs else 2)  # a generator a step, or one for all steps
+    assert len(drawn.union(balls)) == len(drawn) + len(balls) == len(drawn) + 2 * 2 * 5 * 4
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 def test_an_epoch_is_a_function_of_seed_and_epoch(rooms_store, pairs):
     """Global random states neither decide the batches nor are moved by them."""
     first = epoch_of(rooms_store, pairs)
@@ -132,7 +150,7 @@ def test_scenes_are_named_by_their_index_in_the_store(rooms_store):
 
 
 def test_groups_to_train_on(rooms_store):
-    """Those that are named; without a word every group that is not tested."""
+    """Those that are named; without a word every group with labels that is not tested."""
 
     def groups(**settings):
         return [{scene.group for scene in part} for part in split(rooms_store, DataConfig(store="", **settings))]
@@ -141,6 +159,11 @@ def test_groups_to_train_on(rooms_store):
     assert groups(test_groups=["Area_1"], train_groups=["Area_1"]) == [{"Area_1"}, {"Area_1"}]
     with pytest.raises(UserError, match="no group 'Area_9'"):
         groups(test_groups=["Area_9"])
+    hidden = copy.copy(rooms_store)
+    bare = [replace(scene, group="hidden", class_counts=[0] * 13) for scene in rooms_store.scenes]
+    hidden.scenes = [*rooms_store.scenes, *bare]
+    train_scenes, _ = split(hidden, DataConfig(store="", test_groups=["Area_1"]))
+    assert {scene.group for scene in train_scenes} == {"Area_2"}
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from clouds import tiny_cloud
 
-from dsp_sparse.data import RawCloud, RawScene, SceneStore, prepare, s3dis
+from dsp_sparse.data import Labelling, RawCloud, RawScene, SceneStore, prepare, s3dis, weak_labels
 from dsp_sparse.data.check import check
 from dsp_sparse.errors import UserError
 from dsp_sparse.files import locked
@@ -133,6 +134,26 @@ def test_a_killed_preparation_is_finished_by_the_next(rooms_folder, tmp_path, wo
     subprocess.run([*program, *arguments, "0"], env=environment, check=True)
     prepare(s3dis.scenes(rooms_folder), tmp_path / "clean", 0.1, tile_points=tile_points, progress=False)
     assert contents(folder) == contents(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("tile_points", [1000, 150], ids=["whole", "tiled"])
+def test_weak_labels_go_with_their_cloud(tiny_dataset, tmp_path, tile_points):
+    """A cloud that is prepared anew, with other labels, is labelled anew; those of other clouds stay, whatever their
+    names."""
+    names = ["room[1]", "room[1]0", "room1"]
+    scenes = [replace(scene, name=name) for scene, name in zip(tiny_dataset.scenes, names, strict=True)]
+    dataset = replace(tiny_dataset, scenes=scenes)
+    arguments = {"grid": 0.25, "tile_points": tile_points, "progress": False}
+    labels = weak_labels(prepare(dataset, tmp_path / "store", **arguments), Labelling(points=5))
+    kept = {path: path.stat().st_mtime_ns for path in labels.files if path.stem.partition("_tile")[0] != "room[1]"}
+    assert 0 < len(kept) < len(labels.files)
+
+    shutil.rmtree(tmp_path / "store" / "scenes" / "room[1]")
+    corrected = replace(tiny_cloud(0), labels=np.full(400, 1))
+    store = prepare(with_scene(dataset, 0, partial(iter, [corrected])), tmp_path / "store", **arguments)
+    drawn = weak_labels(store, Labelling(points=5), [scene for scene in store.scenes if scene.cloud == "room[1]"])
+    assert [int((np.concatenate(drawn[:]) == label).sum()) for label in range(3)] == [0, 5, 0]
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_leftovers_of_a_killed_run_are_removed(tiny_dataset, tmp_path):

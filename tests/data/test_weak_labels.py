@@ -136,6 +136,26 @@ def test_they_are_drawn_once_and_shared_by_all_runs(store):
     assert (weak_labels(store, Labelling())[0] == -1).all()
 
 
+def test_files_of_a_cloud_that_are_there_stay(tiled):
+    """Of a cloud's tiles only those without a file are written, as they were drawn."""
+    labels = weak_labels(tiled, Labelling())
+    drawn = [array.copy() for array in labels]
+    np.save(labels.files[0], np.full_like(drawn[0], -1))
+    labels.files[1].unlink()
+    again = weak_labels(tiled, Labelling())
+    assert (again[0] == -1).all() and tiled.scenes[0].cloud == tiled.scenes[1].cloud
+    np.testing.assert_array_equal(again[1], drawn[1])
+
+
+def test_clouds_with_the_same_labels_are_labelled_differently(tmp_path):
+    dataset = dataset_of(tmp_path)
+    scenes = [replace(dataset.scenes[0], name=name) for name in ("one", "two")]
+    store = prepare(replace(dataset, scenes=scenes), tmp_path / "store", 0.1, progress=False)
+    for labelling in (Labelling(), Labelling(points=20)):
+        one, two = weak_labels(store, labelling)
+        assert (one >= 0).sum() == (two >= 0).sum() and not np.array_equal(one, two)
+
+
 def test_labels_of_some_scenes_are_theirs_among_all(store, tmp_path):
     """Whatever else is labelled, and whatever other clouds the store holds."""
     some = weak_labels(store, Labelling(), store.group(["b"]))
@@ -158,7 +178,7 @@ def test_settings_and_clouds_draw_differently(store):
             Labelling(points=20),
         )
     ]
-    assert len({labels.files[0][0].parent for labels in drawn}) == len(drawn)
+    assert len({labels.files[0].parent for labels in drawn}) == len(drawn)
     assert not np.array_equal(drawn[0][0], drawn[1][0])
     size = min(len(labels) for labels in drawn[0])
     assert not np.array_equal(drawn[0][0][:size] >= 0, drawn[0][1][:size] >= 0)
@@ -216,9 +236,17 @@ def damage(path: Path, how: str) -> None:
     ],
 )
 def test_a_stored_file_that_is_damaged_is_named(store, how, cause):
-    damage(weak_labels(store, Labelling()).files[1][0], how)
+    damage(weak_labels(store, Labelling()).files[1], how)
     with pytest.raises(UserError, match=f"scene1.npy: .*{cause}.*delete"):
         weak_labels(store, Labelling())
+
+
+def test_workers_do_not_check_the_files_again(store):
+    """They would read every one of them, in every epoch."""
+    labels = weak_labels(store, Labelling())
+    copy = pickle.loads(pickle.dumps(labels))
+    damage(labels.files[1], "other values")
+    assert copy[1][3] == len(CLASSES)
 
 
 def test_labels_travel_to_other_processes_as_their_paths(store):
@@ -291,6 +319,17 @@ def test_a_mask_is_read_again_when_it_has_changed(store, tmp_path):
     np.save(tmp_path / "masks" / "scene0.npy", np.zeros(400, bool))
     os.utime(tmp_path / "masks" / "scene0.npy", (1, 1))
     assert (first[0] >= 0).any() and not (weak_labels(store, labelling)[0] >= 0).any()
+
+
+def test_every_field_of_a_mask_has_labels_of_its_own(store, tmp_path):
+    vertex = np.zeros(400, [("first", "u1"), ("second", "u1")])
+    vertex["first"] = 1
+    for scene in store.scenes:
+        write_ply(tmp_path / "masks" / f"{scene.cloud}.ply", 400, [vertex])
+    first, second = (
+        weak_labels(store, Labelling(mask=tmp_path / "masks", mask_field=field)) for field in vertex.dtype.names
+    )
+    assert (first[0] >= 0).any() and not (second[0] >= 0).any()
 
 
 def test_masks_that_do_not_fit_are_named(store, tmp_path):
