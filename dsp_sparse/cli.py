@@ -1,6 +1,7 @@
 """The program `dsp-sparse`: one function a subcommand; its signature and docstring are the command line."""
 
 import inspect
+import os
 import re
 import sys
 from argparse import Action, ArgumentError
@@ -175,7 +176,7 @@ def predict(
     Args:
         run: run folder, or the model.pt of one.
         source: file (ply, las, laz, npy, npz, txt, xyz, pts, csv, asc) with the fields the model was trained on, or a
-            folder of such files; what is finished in out is kept.
+            folder of such files, links are followed; what is finished in out is kept.
         out: file to write, for a folder a folder; predicted.EXTENSION or predicted by default.
         format: ply has all fields, the colour of the class, label and confidence; npy the labels, and the confidence in
             a second file; scannet is the benchmark's text, a NYU40 id a line.
@@ -198,7 +199,7 @@ def folds(runs: list[str]) -> None:
     """Pool the scores of runs that tested on different groups, such as the six areas of S3DIS, and print them.
 
     Args:
-        runs: run folders (their results.json) or evaluation files; the same classes, no group twice.
+        runs: run folders (their results.json) or evaluation files; the same classes and votes, no group twice.
     """
     from .experiments.folds import aggregate, fold_table
 
@@ -228,6 +229,7 @@ def train(config: TrainConfig, out: str) -> None:
     from .experiments.evaluation import score_table
     from .training.loop import train
 
+    require_one_process("train")
     print(score_table(train(config, out)))
 
 
@@ -236,9 +238,16 @@ def compare(config: CompareConfig, out: str) -> int:
     from .experiments.compare import compare
     from .experiments.table import errors
 
+    require_one_process("compare")
     report = compare(config, out)
     print((Path(out) / "table.md").read_text())
     return int(any(map(errors, report["runs"])))
+
+
+def require_one_process(command: str) -> None:
+    """Raise a UserError under torchrun: the processes would all train the same network, in one folder."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"{command} runs in one process, got WORLD_SIZE {count}; start it without torchrun")
 
 
 def fail(program: str, message: object) -> int:

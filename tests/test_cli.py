@@ -185,6 +185,21 @@ def test_doctor_finds_the_cpu_kernels_and_says_why_there_is_no_gpu(capsys):
     assert "kernels on cpu" in printed and "backbone minkunet" in printed
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_torchrun_does_not_train(command, folder, tmp_path, monkeypatch, capsys):
+    """Several processes would train the same network in one folder."""
+    settings = yaml.safe_load((folder / "train.yaml").read_text())
+    if command == "compare":
+        matrix = {"backbones": ["kpfcnn"], "methods": ["baseline"], "label_rates": [0.1], "seeds": [0]}
+        settings = {"train": settings, **matrix}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run(command, tmp_path / "c.yaml", "--out", tmp_path / "out") == 2
+    assert f"{command} runs in one process, got WORLD_SIZE 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_python_m_is_the_same_program():
     done = subprocess.run([sys.executable, "-m", "dsp_sparse", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "compare" in done.stdout

@@ -14,7 +14,7 @@ from ..backbones.engines import build_engine
 from ..config import CompareConfig, TrainConfig
 from ..distributed import pick_device
 from ..errors import UserError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, locked, write_json
 from ..training.loop import first_network, open_sources, train
 from ..training.run import Run
 from ..training.scores import read_scores
@@ -88,9 +88,10 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
     """Run the matrix and write `results.json`, `table.md` and `figure.png` into `out`.
 
     What is wrong with the settings, the store, the engines, the weights to start from or the settings and results of a
-    run folder is a `UserError` before anything is trained. A run that fails later is reported as failed, with its
-    reason, and leaves the others alone; only a folder that cannot be written (`OSError`) stops the comparison. Finished
-    runs are not repeated and an interrupted run resumes at its last checkpoint.
+    run folder is a `UserError` before anything is trained, and so is another comparison that is at work in the folder.
+    A run that fails later is reported as failed, with its reason, and leaves the others alone; only a folder that
+    cannot be written (`OSError`) stops the comparison. Finished runs are not repeated and an interrupted run resumes at
+    its last checkpoint.
 
     Returns:
         What `results.json` holds: the settings and, run by run, the cell and its results or its error. Where engines
@@ -99,17 +100,19 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
     out = Path(out)
     plan = list(cells(config))
     outcomes = finished(config, plan, out)
-    for number, cell in enumerate(plan, 1):
-        print(f"[{number}/{len(plan)}] {cell.name}", flush=True)
-        outcome = attempt(lambda cell=cell: train(cell_config(config, cell), run_folder(out, cell)))
-        outcomes[cell] = outcome
-        if cell.engine and "results" in outcomes[first := replace(cell, engine=config.engines[0])]:
-            run = run_folder(out, first)
-            outcome["first_engine"] = attempt(lambda cell=cell, run=run: under_engine(config, run, cell.engine))
-        # Written after every run: an interrupted comparison shows what it has, and what it had before.
-        runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
-        report = {"version": __version__, "config": asdict(config), "runs": runs}
-        write_results(report, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        for number, cell in enumerate(plan, 1):
+            print(f"[{number}/{len(plan)}] {cell.name}", flush=True)
+            outcome = attempt(lambda cell=cell: train(cell_config(config, cell), run_folder(out, cell)))
+            outcomes[cell] = outcome
+            if cell.engine and "results" in outcomes[first := replace(cell, engine=config.engines[0])]:
+                run = run_folder(out, first)
+                outcome["first_engine"] = attempt(lambda cell=cell, run=run: under_engine(config, run, cell.engine))
+            # Written after every run: an interrupted comparison shows what it has, and what it had before.
+            runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
+            report = {"version": __version__, "config": asdict(config), "runs": runs}
+            write_results(report, out)
     return report
 
 

@@ -1,5 +1,6 @@
 """The training program: every method is a sequence of stages over one backbone."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
 from ..config import TrainConfig
 from ..data import Batch, Scene, SceneStore, split, train_loader, weak_labels
+from ..data.store import require_labels
 from ..distributed import pick_device
 from ..errors import UserError
+from ..files import locked
 from ..inference import BasicBranch, Voting, evaluate
 from .checkpoint import Model, TrainingState, load_weights, save_model, save_modules
 from .epoch import train_epoch
@@ -37,38 +40,40 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         The results: what `inference.evaluate` returns, and `steps`, `parameters` and `train_seconds`.
 
     Raises:
-        UserError: settings, store and folder do not fit together.
+        UserError: settings, store and folder do not fit together, or another process is training in the folder.
         FloatingPointError: the loss or the weights left the finite numbers; the last checkpoint is kept.
     """
     run = Run(folder, config)
     if run.results is not None:
         return run.results
     sources = open_sources(config)
-    store, stages = sources.store, METHODS[config.method]
-    net = first_network(config, store, run).to(pick_device(config.device))
-    modules = train_stages(net, config, sources, run)
-    save_modules(run.modules, modules)
-    model = Model(
-        net=net,
-        backbone=config.backbone,
-        options=asdict(getattr(config, config.backbone)),
-        in_channels=store.in_channels,
-        classes=store.classes,
-        features=store.features,
-        coordinates=store.coordinates,
-        grid=store.grid,
-        radius=config.data.radius,
-        max_points=config.data.max_points,
-    )
-    save_model(run.model, model)
-    voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
-    results = {
-        **evaluate(BasicBranch(net), sources.test_scenes, store.classes, voting),
-        "steps": len(stages) * config.optim.epochs * config.optim.steps_per_epoch,
-        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        "train_seconds": sum(line["seconds"]["total"] for line in run.metrics()),
-    }
-    run.finish(results)
+    net = first_network(config, sources.store, run).to(pick_device(config.device))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder):
+        modules = train_stages(net, config, sources, run)
+        save_modules(run.modules, modules)
+        store, stages = sources.store, METHODS[config.method]
+        model = Model(
+            net=net,
+            backbone=config.backbone,
+            options=asdict(getattr(config, config.backbone)),
+            in_channels=store.in_channels,
+            classes=store.classes,
+            features=store.features,
+            coordinates=store.coordinates,
+            grid=store.grid,
+            radius=config.data.radius,
+            max_points=config.data.max_points,
+        )
+        save_model(run.model, model)
+        voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
+        results = {
+            **evaluate(BasicBranch(net), sources.test_scenes, store.classes, voting),
+            "steps": len(stages) * config.optim.epochs * config.optim.steps_per_epoch,
+            "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+            "train_seconds": sum(line["seconds"]["total"] for line in run.metrics()),
+        }
+        run.finish(results)
     return results
 
 
@@ -107,9 +112,14 @@ def open_sources(config: TrainConfig) -> Sources:
     train_scenes, test_scenes = split(store, config.data)
     if config.backbone == "kpfcnn":
         store.require_grid(config.kpfcnn.grid_size)
-    if not any((scene.original_labels >= 0).any() for scene in test_scenes):
-        raise UserError(f"data.test_groups {config.data.test_groups} hold no labelled point to evaluate on")
+    for setting, scenes in (("train_groups", train_scenes), ("test_groups", test_scenes)):
+        require_labels(scenes, f"data.{setting} {json.dumps(getattr(config.data, setting))}")
     labels = weak_labels(store, config.data.labelling, train_scenes)
+    if not any((array >= 0).any() for array in labels):
+        own = (name for name in ("label_mask", "label_points") if getattr(config.data, name) is not None)
+        setting = next(own, "label_rate")
+        value = getattr(config.data, setting)
+        raise UserError(f"data.{setting} {value} leaves no point labelled to train on, expected at least one")
     stages = METHODS[config.method]
 
     def batches(stage: int, epoch: int) -> Iterable[Batch]:

@@ -19,6 +19,7 @@ from dsp_sparse.experiments.compare import cell_config, cells, compare
 from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.figures import plot_comparison
 from dsp_sparse.experiments.table import comparison_table
+from dsp_sparse.files import locked
 from dsp_sparse.testing import engines
 from dsp_sparse.training.run import Run
 from kpconv_ops import reference
@@ -98,6 +99,21 @@ def test_rates_that_differ_have_folders_of_their_own(config):
     rates = [0.1, 0.10000001, 0.1 + 1e-12]
     names = {cell.name for cell in cells(replace(config, label_rates=rates))}
     assert len(names) == 3 * len(config.backbones)
+
+
+def test_a_seed_draws_its_own_labels(config):
+    """The same for every run with it, whatever the settings say."""
+    config = changed_data(replace(config, seeds=[3, 4]), label_seed=9)
+    for cell in cells(config):
+        settings = cell_config(config, cell)
+        assert settings.seed == settings.data.label_seed == cell.seed
+
+
+def test_a_folder_that_another_comparison_writes_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train", None)
+    with locked(tmp_path), pytest.raises(UserError, match="another process is writing this folder"):
+        compare(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_methods_can_be_compared_on_so_many_points_or_on_masks(config, tmp_path):

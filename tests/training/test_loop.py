@@ -11,6 +11,7 @@ from tiny import CLASSES, DEFORMABLE, OPTIONS, tiny_net, with_optim
 from dsp_sparse.backbones import build_backbone
 from dsp_sparse.data import split, weak_labels
 from dsp_sparse.errors import UserError
+from dsp_sparse.files import locked
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
 from dsp_sparse.training.checkpoint import TrainingState, load_model, load_modules
@@ -193,6 +194,19 @@ def test_metrics_lines_say_what_an_epoch_did(settings, tmp_path):
         assert 0.5 * total < sum(parts.values()) <= total
 
 
+def test_labels_and_pairs_are_counted_as_they_were_drawn(settings, tmp_path):
+    """Class by class: every labelled point of every batch, and the class of every pair."""
+    config = replace(settings, method="csfr", data=replace(settings.data, batch_size=8))
+    train(config, tmp_path / "run")
+    for epoch, line in enumerate(metrics_of(tmp_path / "run")):
+        batches = list(loop.open_sources(config).batches(0, epoch))
+        labels = torch.cat([batch.labels for batch in batches])
+        pairs = [label for batch in batches for label in batch.pair_classes]
+        assert len(pairs) == 8 and len(set(pairs)) > 1
+        assert line["labelled"] == {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
+        assert line["pairs"] == {name: pairs.count(label) for label, name in enumerate(CLASSES)}
+
+
 def test_batches_without_pairs_choose_no_classes(settings, tmp_path):
     train(with_optim(replace(settings, method="baseline"), epochs=1), tmp_path / "run")
     (line,) = metrics_of(tmp_path / "run")
@@ -340,6 +354,40 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(settings, tmp_
     train(config, tmp_path / "run")
     train(config, tmp_path / "straight")
     assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting, value", [("label_mask", "masks"), ("label_points", 5), ("label_rate", 1e-6)])
+def test_a_training_without_a_labelled_point_is_refused(setting, value, settings, store, tmp_path, monkeypatch):
+    """By the setting that leaves none, before anything is written."""
+    data = replace(settings.data, **{setting: value, "label_by": "cloud"})
+    if setting == "label_mask":
+        data = replace(data, label_mask=str(tmp_path / "masks"))
+        (tmp_path / "masks").mkdir()
+        for scene in store.group(["train"]):
+            np.save(tmp_path / "masks" / f"{scene.cloud}.npy", np.zeros(scene.num_original, bool))
+    elif setting == "label_points":  # of a cloud whose labels are too few to show on the grid
+        monkeypatch.setattr(loop, "weak_labels", lambda _, __, scenes: [np.full(s.num_points, -1) for s in scenes])
+    with pytest.raises(UserError, match=rf"data.{setting} .*{value} leaves no point labelled to train on"):
+        train(replace(settings, method="baseline", data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["train_groups", "test_groups"])
+def test_groups_without_a_labelled_point_are_refused(setting, settings, tmp_path):
+    config = replace(settings, data=replace(settings.data, **{setting: []}))
+    with pytest.raises(UserError, match=rf"data\.{setting} \[\]: no scene there has a labelled point"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(settings, tmp_path):
+    """Nothing is written beside what the other one writes; when it is done, training goes on."""
+    config, folder = with_optim(replace(settings, method="baseline"), epochs=1), tmp_path / "run"
+    folder.mkdir()
+    with locked(folder), pytest.raises(UserError, match="run: another process is writing this folder"):
+        train(config, folder)
+    assert not list(folder.iterdir())
+    assert train(config, folder)["steps"] == 2
 
 
 def test_what_does_not_fit_together_is_named(settings, tmp_path):
