@@ -1,7 +1,7 @@
 """From a stream of points to grid clouds: a cloud too large for memory is cut into tiles that overlap."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,8 +19,10 @@ from .index import CELLS, BlockIndex
 # Most points of a tile's core, and its margin in grid cells.
 TILE_POINTS = 8_000_000
 OVERLAP = 50
-# Tiles are cut between columns of cells; these many bins a side are counted at most.
+# Tiles are cut between columns of cells; these many bins a side are counted at a time, at most.
 BINS = 2048
+# Columns of cells a side that a cloud which is cut may have, at most.
+COLUMNS = 2**40
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,33 +132,40 @@ def tiles(
 
     A cloud that is not larger is one tile. Others are halved across the longer of their horizontal sides, between
     columns of grid cells, until no part holds more (a single column is never cut). Every point is in exactly one core.
-    Memory is that of a piece and a tile; what does not fit lies in unnamed files, which vanish with the process.
+    Memory is that of a piece and a tile, core and margin: where cores are small beside their margins, mostly of margin.
+    What does not fit lies in unnamed files, which vanish with the process.
 
     Args:
         pieces: the cloud; at least one point.
         grid: cell size of the grid it will be subsampled on, metres.
         tile_points: most points of a core.
         overlap: width of the margins, metres; None: 50 cells.
-        scratch: folder for the unnamed files, with room for about 100 bytes a point; None: that of the system.
+        scratch: folder for the unnamed files, with room for some 40 bytes a point, and as much again for every tile
+            that the point is in; None: that of the system.
 
     Raises:
         UserError: `tile_points` below 1 or a negative overlap; a `TooWideError` for a cloud of too many cells.
     """
-    if tile_points < 1:
-        raise UserError(f"tile_points must be at least 1, got {tile_points}")
-    if overlap is not None and not 0 <= overlap < np.inf:
-        raise UserError(f"overlap must be a number of metres from 0, got {overlap}")
+    require_tiling(tile_points, overlap)
     kept, total, pieces = [], 0, iter(pieces)
     for piece in pieces:
         kept.append(piece)
         total += len(piece.points)
         if total > tile_points:
-            margin = OVERLAP if overlap is None else int(np.ceil(overlap / grid))
+            margin = OVERLAP if overlap is None else int(np.ceil(min(overlap / grid, COLUMNS)))
             del piece  # the list alone holds it
             yield from _cut(chain(_drain(kept), pieces), grid, tile_points, margin, scratch)
             return
     del piece
     yield Tile.whole(_join(_drain(kept), total))
+
+
+def require_tiling(tile_points: int, overlap: float | None) -> None:
+    """Raise a UserError unless clouds can be cut into such tiles."""
+    if tile_points < 1:
+        raise UserError(f"tile_points must be at least 1, got {tile_points}")
+    if overlap is not None and not 0 <= overlap < np.inf:
+        raise UserError(f"overlap must be a number of metres from 0, got {overlap}")
 
 
 def _drain(kept: list[RawCloud]) -> Iterator[RawCloud]:
@@ -189,20 +198,25 @@ def _cut(
         for piece in pieces:
             low, high = np.minimum(low, piece.points.min(0)), np.maximum(high, piece.points.max(0))
             places.append(arrived.write(piece.points, piece.features, piece.labels.astype(np.int16)))
-        if not ((high - low) / grid < 2**40).all():
+        if not ((high - low) / grid < COLUMNS).all():
             raise _too_wide(high - low, grid)
 
-        columns = _Columns(low, high, grid)
-        counts = sum(columns.count(arrived.read(place, 0)) for place in places)
-        boxes = list(_halve(counts, tile_points))
+        def columns(points: np.ndarray) -> np.ndarray:
+            """The column of each point: the arithmetic of `grid_subsample`, so that a cut is a face of its cells."""
+            return ((points[:, :2] - low[:2]) / grid).astype(np.int64)
+
+        everything = _Box(np.zeros(2, np.int64), columns(high[None])[0] + 1)
+        boxes = list(_boxes(everything, lambda: (columns(arrived.read(place, 0)) for place in places), tile_points))
         cores, margins = ([[] for _ in boxes] for _ in range(2))
         begin = 0
         for place in places:
             arrays = [arrived.read(place, i) for i in range(3)]
             arrays.append(np.arange(begin, begin + len(arrays[0])))
             begin += len(arrays[0])
-            for number, (core, around) in enumerate(columns.inside(arrays[0], boxes, margin)):
-                for mine, to in ((core, cores), (around, margins)):
+            of_piece = columns(arrays[0])
+            for number, box in enumerate(boxes):
+                core = box.holds(of_piece)
+                for mine, to in ((core, cores), (box.holds(of_piece, margin) & ~core, margins)):
                     if mine.any():
                         to[number].append(by_tile.write(*(array[mine] for array in arrays)))
 
@@ -219,46 +233,61 @@ def _cut(
             yield tile(number)  # nothing here holds it: there is one in memory at a time
 
 
-class _Columns:
-    """Columns of grid cells, and the square bins of them that points are counted in."""
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """A rectangle of columns of grid cells.
 
-    def __init__(self, low: np.ndarray, high: np.ndarray, grid: float):
-        self.low, self.grid = low, grid
-        last = self.of(high[None])[0]
-        self.width = int(last.max()) // BINS + 1
-        self.shape = tuple((last // self.width + 1).tolist())
+    Args:
+        first: `[2]` int64, its lowest column.
+        last: `[2]` int64, beyond its highest column.
+    """
 
-    def of(self, points: np.ndarray) -> np.ndarray:
-        """The column of each point: the arithmetic of `grid_subsample`, so that a cut is a face of its cells."""
-        return ((points[:, :2] - self.low[:2]) / self.grid).astype(np.int64)
+    first: np.ndarray
+    last: np.ndarray
 
-    def count(self, points: np.ndarray) -> np.ndarray:
-        """Points in each bin."""
-        bins = np.ravel_multi_index(tuple((self.of(points) // self.width).T), self.shape)
-        return np.bincount(bins, minlength=self.shape[0] * self.shape[1]).reshape(self.shape)
-
-    def inside(self, points: np.ndarray, boxes: Sequence, margin: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each box of bins: which points are in it, and which are not, but at most `margin` columns away."""
-        columns = self.of(points)
-        for first, last in boxes:
-            core, near = (
-                ((columns >= first * self.width - more) & (columns < last * self.width + more)).all(1)
-                for more in (0, margin)
-            )
-            yield core, near & ~core
+    def holds(self, columns: np.ndarray, margin: int = 0) -> np.ndarray:
+        """`[N]` bool, which of the columns `[N, 2]` are inside or at most `margin` away."""
+        return ((columns >= self.first - margin) & (columns < self.last + margin)).all(1)
 
 
-def _halve(counts: np.ndarray, most: int, corner: tuple[int, int] = (0, 0)) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Boxes of bins, first and beyond the last, that hold at most `most` points each and all occupied bins together."""
+def _boxes(box: _Box, pieces: Callable[[], Iterable[np.ndarray]], most: int) -> Iterator[_Box]:
+    """Boxes that hold at most `most` points each, or are a single column; together every point of `box`.
+
+    Args:
+        box: what to cut.
+        pieces: gives the columns of all points, `[N, 2]` int64 at a time.
+        most: most points of a box.
+    """
+    width = int((box.last - box.first).max() - 1) // BINS + 1
+    shape = (box.last - box.first - 1) // width + 1
+    counts = np.zeros(shape, np.int64)
+    for columns in pieces():
+        bins = (columns[box.holds(columns)] - box.first) // width
+        counts += np.bincount(np.ravel_multi_index(tuple(bins.T), shape), minlength=counts.size).reshape(shape)
+    for first, last, points in _halve(counts, most):
+        part = _Box(box.first + first * width, np.minimum(box.first + last * width, box.last))
+        if points > most and width > 1:  # one bin: counted again, with finer ones
+            yield from _boxes(part, pieces, most)
+        else:
+            yield part
+
+
+def _halve(
+    counts: np.ndarray, most: int, corner: np.ndarray | tuple[int, int] = (0, 0)
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Boxes of bins that hold at most `most` points each or are one bin, and all occupied bins together.
+
+    Of each the first bin, the one beyond the last, and the points.
+    """
     occupied = [np.flatnonzero(counts.any(axis)) for axis in (1, 0)]
     first, last = (np.array([o[i] for o in occupied]) for i in (0, -1))
     counts = counts[first[0] : last[0] + 1, first[1] : last[1] + 1]
     corner = first + corner
     axis = int(counts.shape[1] > counts.shape[0])
-    if counts.sum() <= most or counts.shape[axis] == 1:
-        yield corner, corner + counts.shape
-        return
     sums = counts.sum(1 - axis).cumsum()
+    if sums[-1] <= most or counts.shape[axis] == 1:
+        yield corner, corner + counts.shape, int(sums[-1])
+        return
     # The face that comes nearest to halving the points; both sides hold some.
     cut = int(np.abs(2 * sums[:-1] - sums[-1]).argmin()) + 1
     sides = np.split(counts, [cut], axis)

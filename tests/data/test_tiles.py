@@ -1,3 +1,6 @@
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 from clouds import tiny_cloud
@@ -68,9 +71,10 @@ def test_large_coordinates_lose_nothing():
 
 
 @pytest.mark.parametrize("tile_points", [400, 10_000])
-def test_a_cloud_that_is_not_too_large_is_one_tile(tile_points):
+def test_a_cloud_that_is_not_too_large_is_one_tile(tile_points, tmp_path):
+    """No file is written: the folder for them does not exist."""
     cloud = tiny_cloud(0)
-    (tile,) = tiles(pieces(cloud), grid=0.1, tile_points=tile_points)
+    (tile,) = tiles(pieces(cloud), grid=0.1, tile_points=tile_points, scratch=tmp_path / "none")
     assert (tile.number, tile.total, tile.num_core) == (0, 1, 400)
     np.testing.assert_array_equal(tile.rows, np.arange(400))
     np.testing.assert_array_equal(tile.origin, cloud.points.min(0))
@@ -81,14 +85,14 @@ def test_a_cloud_that_is_not_too_large_is_one_tile(tile_points):
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**20),
-    tile_points=st.integers(1, 700),
+    tile_points=st.integers(1, 300),
     overlap=st.sampled_from([None, 0, 0.3]),
     features=st.sampled_from([0, 3]),
     grid=st.sampled_from([0.1, 0.31]),
 )
 def test_every_point_is_in_one_core_and_every_cell_is_that_of_the_whole(seed, tile_points, overlap, features, grid):
     """Tiles share the original points out, hold no more than asked for, and give the grid points of the whole cloud."""
-    cloud = field(1200, seed, features=features)
+    cloud = field(500, seed, features=features)
     whole = grid_cloud(Tile.whole(cloud), grid)
     of_whole = {point.tobytes(): row for row, point in enumerate(whole.points)}
     columns = np.floor((cloud.points - cloud.points.min(0))[:, :2] / grid)
@@ -96,7 +100,7 @@ def test_every_point_is_in_one_core_and_every_cell_is_that_of_the_whole(seed, ti
     cut = list(tiles(pieces(cloud), grid=grid, tile_points=tile_points, overlap=overlap))
     assert [(tile.number, tile.total) for tile in cut] == [(k, len(cut)) for k in range(len(cut))]
     assert max(tile.num_core for tile in cut) <= max(tile_points, densest)
-    np.testing.assert_array_equal(np.sort(np.concatenate([tile.rows for tile in cut])), np.arange(1200))
+    np.testing.assert_array_equal(np.sort(np.concatenate([tile.rows for tile in cut])), np.arange(500))
     for tile in cut:
         assert (np.diff(tile.rows) > 0).all()
         for name in ("points", "features", "labels"):
@@ -112,20 +116,85 @@ def test_every_point_is_in_one_core_and_every_cell_is_that_of_the_whole(seed, ti
         assert (sub.labels[context] == -1).all()
 
 
-def test_margins_hold_all_points_nearby():
+@pytest.mark.parametrize("overlap", [0.5, 0.55])
+def test_margins_hold_all_points_nearby(overlap):
     """Whatever lies within the overlap of a core point, horizontally along each axis, is in the tile."""
-    cloud = field(2000)
-    cut = list(tiles(pieces(cloud), grid=0.1, tile_points=300, overlap=0.5))
+    cloud = field(20_000)
+    cut = list(tiles(pieces(cloud), grid=0.1, tile_points=3000, overlap=overlap))
     assert len(cut) > 4
     for tile in cut:
         held = {point.tobytes() for point in tile.cloud.points}
         core = tile.cloud.points[: tile.num_core, :2]
-        low, high = core.min(0) - 0.49, core.max(0) + 0.49
+        low, high = core.min(0) - overlap + 1e-6, core.max(0) + overlap - 1e-6
         near = ((cloud.points[:, :2] >= low) & (cloud.points[:, :2] <= high)).all(1)
         assert {point.tobytes() for point in cloud.points[near]} <= held
         assert len(held) == len(tile.cloud.points)
         # and nothing far away: the margin ends at the next face of a cell
         assert (tile.cloud.points[:, :2] >= core.min(0) - 0.7).all()
+
+
+def same_tiles(one, two):
+    one, two = list(one), list(two)
+    return len(one) == len(two) and all(
+        np.array_equal(a.cloud.points, b.cloud.points) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_margins_are_fifty_cells_wide_unless_told():
+    cut = {o: tiles(pieces(field(2000)), grid=0.04, tile_points=300, overlap=o) for o in (None, 2.0, 1.96)}
+    expected = list(cut[2.0])
+    assert same_tiles(cut[None], expected) and not same_tiles(cut[1.96], expected)
+
+
+def test_a_margin_may_be_wider_than_the_cloud():
+    cloud = field(1000)
+    for overlap in (1e30, 1e308):
+        cut = list(tiles(pieces(cloud), grid=0.04, tile_points=300, overlap=overlap))
+        assert len(cut) > 1 and all(len(tile.cloud.points) == 1000 for tile in cut)
+
+
+@pytest.mark.parametrize("longer", [0, 1], ids="xy")
+def test_the_longer_side_is_cut(longer):
+    """Tiles of a long strip are pieces of its length, as wide as the strip."""
+    points = np.random.default_rng(0).random((2000, 3)) * [40, 4, 1]
+    points = points[:, [longer, 1 - longer, 2]]
+    cloud = RawCloud(points, np.zeros((2000, 1), np.float32), np.zeros(2000, np.int64))
+    for tile in tiles(pieces(cloud), grid=0.1, tile_points=500):
+        sides = np.ptp(tile.cloud.points[: tile.num_core], axis=0)
+        assert sides[1 - longer] > 3.8 and sides[longer] < 12
+
+
+def test_a_point_far_away_changes_nothing_about_the_rest():
+    """One stray point 100 km off, in both directions: the rest is still cut, and counting takes no more memory."""
+    generator = np.random.default_rng(0)
+    points = np.concatenate([generator.random((50_000, 3)) * [40, 40, 2], [[1e5, 1e5, 0]]])
+    cloud = RawCloud(points, np.zeros((50_001, 1), np.float32), np.zeros(50_001, np.int64))
+    tracemalloc.start()
+    sizes = [tile.num_core for tile in tiles(pieces(cloud, 25_000), grid=0.04, tile_points=5000, overlap=0.2)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(sizes) == 50_001 and max(sizes) <= 5000
+    assert peak < 2.5 * 8 * 2048**2
+
+
+def test_pieces_are_let_go_as_they_are_used():
+    """A tile that is whole holds no piece besides; of a cloud that is cut, what came first is gone when the rest comes."""
+    seen, alive = [], []
+
+    def watched():
+        for piece in pieces(field(3000), 100):
+            seen.append(weakref.ref(piece))
+            alive.append(sum(ref() is not None for ref in seen))
+            yield piece
+            del piece
+
+    uncut = tiles(watched(), grid=0.1)
+    assert next(uncut).num_core == 3000
+    assert not any(ref() for ref in seen)
+    seen.clear()
+    alive.clear()
+    next(tiles(watched(), grid=0.1, tile_points=1000))
+    assert alive[:10] == list(range(1, 11)) and max(alive[12:]) <= 2
 
 
 def test_dense_places_get_smaller_tiles():
