@@ -150,7 +150,7 @@ def _list(path: Path, key: str) -> list:
 def _whole_numbers(values: list, path: Path) -> np.ndarray:
     """A list of a JSON file as `[n]` int64, none of them negative."""
     try:
-        array = np.array(values or [], dtype=np.int64)
+        array = np.array(values, dtype=np.int64)
     except (ValueError, TypeError, OverflowError):
         array = np.array([-1])
     if array.ndim != 1 or array.min(initial=0) < 0:

@@ -77,6 +77,8 @@ def test_labels_and_features_are_optional(folder, tmp_path):
         ({"classes": {"ground": ["two"]}}, "mine.yaml: .*classes"),
         ({"classes": {}}, "mine.yaml: label is 'kind' but classes is empty"),
         ({"classes": {"ground": [2], "plant": [2]}}, "mine.yaml: id 2 is listed twice"),
+        ({"ignore": [3]}, "mine.yaml: id 3 is listed twice"),
+        ({"features": {"intensity": float("nan")}}, "mine.yaml: features.intensity is nan"),
         ({"coordinates": ["X", "Y"]}, "mine.yaml: coordinates names 2 fields"),
         ({"features": {"intensity": 0}}, "mine.yaml: features.intensity is 0"),
     ],
@@ -103,6 +105,7 @@ def test_a_file_that_does_not_fit_the_yaml_is_named(folder, tmp_path, changes, p
 def test_files_are_in_one_group_and_patterns_match(folder, tmp_path):
     with pytest.raises(UserError, match=r"no file matches 'c/\*.ply' of group 'test'"):
         scenes(folder, config(tmp_path, groups={"test": ["c/*.ply"]}))
+    assert len(scenes(folder, config(tmp_path, groups={"all": ["a/*.ply", "**/*.ply"]})).scenes) == 2
     with pytest.raises(UserError, match=r"b.ply: in the groups 'train' and 'test'"):
         scenes(folder, config(tmp_path, groups={"train": ["**/*.ply"], "test": ["b.ply"]}))
     with pytest.raises(UserError, match="nowhere: no such folder"):
@@ -177,7 +180,9 @@ def test_a_store_says_which_fields_are_coordinates(folder, tmp_path):
     assert store.coordinates == CONFIG["coordinates"] == ["X", "Y", "Z"]
 
 
-def test_a_cloud_for_prediction_is_checked(tmp_path):
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_a_cloud_for_prediction_is_checked(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(dataset_module, "CHUNK", chunk)
     path = tmp_path / "x.txt"
     path.write_text("0 0 0 51 0 0\n0 0 inf 1 1 1\n")
     with pytest.raises(UserError, match=r"x.txt: point 2 has coordinates \[0.0, 0.0, inf\], expected finite"):

@@ -91,6 +91,9 @@ def test_an_archive_of_fields(tmp_path, monkeypatch):
         assert sorted(found.dtype.names) == ["label", "x", "y", "z"]
         assert found["label"].tolist() == [0, 1, 2, 3, 4] and found["label"].dtype == np.uint8
         np.testing.assert_array_equal(found["z"], values[:, 2])
+    np.savez(tmp_path / "c.npz", points=values[:, :3], colors=values[:, :4])
+    names = read(tmp_path / "c.npz").dtype.names
+    assert " ".join(names) == "x y z colors_0 colors_1 colors_2 colors_3"
 
 
 def test_an_array_of_many_fields(tmp_path):
@@ -141,6 +144,7 @@ def save(**arrays):
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "1"), "no arrays"),
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.npy", "1"), "not a whole .npz file"),
         ("a.npz", save(x=np.zeros(3), y=np.zeros(4)), r"y has the shape \[4\], expected 3 rows"),
+        ("a.npz", save(label=np.zeros(2), points=rows(3)), r"label has the shape \[2\], expected 3 rows"),
         ("a.npz", save(x=np.zeros(3), y=np.zeros((3, 2, 2))), r"y has the shape \[3, 2, 2\], expected 3 rows"),
         ("a.npz", save(x=np.zeros(2), points=np.zeros((2, 3))), "the field x occurs twice"),
         ("a.npz", save(x=np.zeros(2), name=np.array(["a", "b"])), "name is of type <U1, expected numbers"),

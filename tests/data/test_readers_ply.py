@@ -66,6 +66,7 @@ def test_every_type_and_encoding(tmp_path, monkeypatch, form, chunk):
     write(path, form, cameras, faces(5, "strip"), PlyElement.describe(vertices, "vertex"), faces(4))
     chunks = list(read_chunks(path))
     assert max(map(len, chunks)) <= chunk
+    assert {part.dtype for part in chunks} == {ALL}
     equal(np.concatenate(chunks), PlyData.read(str(path))["vertex"].data)
     np.testing.assert_array_equal(np.concatenate(chunks)["field_f8"], vertices["field_f8"])
 
@@ -110,6 +111,13 @@ def test_a_truncated_file_is_named(tmp_path, form):
         with pytest.raises(UserError, match=r"a.ply(:\d+)?: ") as error:
             read(path)
         assert "\n" not in str(error.value)
+
+
+def test_a_list_of_negative_length_is_empty(tmp_path):
+    header = "element strip 1\nproperty list int double vertex_indices\nelement vertex 1\nproperty uchar x\n"
+    content = f"ply\nformat binary_little_endian 1.0\n{header}end_header\n".encode() + b"\xff\xff\xff\xff\x07"
+    (tmp_path / "a.ply").write_bytes(content)
+    assert read(tmp_path / "a.ply").tolist() == [(7,)]
 
 
 HEADER = "ply\nformat ascii 1.0\ncomment c\nelement vertex {0}\nproperty float x\nproperty uchar red\nend_header\n"

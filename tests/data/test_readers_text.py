@@ -60,6 +60,9 @@ def test_all_kinds_of_lines(tmp_path, content):
         (".csv", "x,y,z,label\n0,0,0,1", ["a", "b", "c", "d"], "x y z label"),
         (".txt", "# x y\n0 0 0", None, "x y z"),
         (".txt", "# three numbers a\n0 0 0", None, "x y z"),
+        (".txt", "# x y z of a scanner\n0 0 0", None, "x y z"),
+        (".txt", "# X Y Z Heat\n\n0 0 0 9", None, "x y z heat"),
+        (".pts", "# X Y Z Heat\n1\n0 0 0 9", None, "x y z heat"),
         (".pts", "0\n", None, "x y z"),
     ],
 )

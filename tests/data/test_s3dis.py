@@ -34,12 +34,33 @@ def test_a_room_is_its_annotation_files_in_order(annotations):
     assert [dataset.classes[label] for label in cloud.labels] == ["ceiling", "chair", "chair"]
 
 
+def test_rooms_are_sorted_folders_of_areas(annotations):
+    """What else lies beside rooms and areas, like an area's alignment angles, is left alone."""
+    root, names = annotations.parents[2], [f"office_{i}" for i in range(9)]
+    for name in reversed(names):
+        (annotations.parents[1] / name / "Annotations").mkdir(parents=True)
+        (annotations.parents[1] / name / "Annotations" / "wall_1.txt").write_text("0 0 0 0 0 0\n")
+    (root / "Area_5.zip").write_text("")
+    (root / "Area_5" / "Area_5_alignmentAngle.txt").write_text("")
+    (root / "Area_5" / ".hidden").mkdir()
+    assert [scene.source.name for scene in s3dis.scenes(root).scenes] == ["hallway_6", *names]
+
+
+def test_files_are_named_for_their_class(annotations):
+    for name in s3dis.CLASSES:
+        (annotations / f"{name}_1.txt").write_text("0 0 0 0 0 0\n")
+    assert load(annotations).labels.tolist() == [s3dis.CLASSES.index(name) for name in sorted(s3dis.CLASSES)]
+
+
 def test_unknown_class_names_count_as_clutter(annotations):
     (annotations / "stairs_1.txt").write_text("0 0 0 1 2 3\n")
     assert load(annotations).labels.tolist() == [s3dis.CLASSES.index("chair")] * 2 + [s3dis.CLASSES.index("clutter")]
 
 
-@pytest.mark.parametrize("line", [b"-22.5 -4.75 3.0 1\x1085 187 182\n", b"-22.5 -4.75 3.0 185\x10187 182\n"])
+@pytest.mark.parametrize(
+    "line",
+    [b"-22.5 -4.75 3.0 1\x1085 187 182\n", b"-22.5 -4.75 3.0 185\x10187 182\n", b"-22.5 -4.75 3.0 1\x7f85 187 182"],
+)
 def test_a_stray_control_byte_does_not_change_the_numbers(annotations, line):
     (annotations / "chair_1.txt").write_bytes(b"1 2 3 4 5 6\n" + line)
     cloud = load(annotations)
@@ -54,6 +75,7 @@ def test_a_stray_control_byte_does_not_change_the_numbers(annotations, line):
         ("1 2 3 4 5 6 7", "chair_1.txt:3"),
         ("1 2 three 4 5 6", "chair_1.txt:3"),
         ("1 2 nan 4 5 6", "chair_1.txt:3: '1 2 nan 4 5 6', expected six numbers"),
+        ("1 2 3 4 5 -1", "chair_1.txt:3: '1 2 3 4 5 -1', expected six numbers"),
         ("1 2 3 4 5 600", "chair_1.txt:3: '1 2 3 4 5 600', expected six numbers x y z r g b, colours from 0 to 255"),
     ],
 )

@@ -94,7 +94,26 @@ def test_scenes_of_the_test_split_lie_apart_and_need_no_labels(root):
     assert whole(dataset.scenes[2]).labels.tolist() == [0, -1, 19]
 
 
-TABLE = """id\traw_category\tcategory\tnyu40id\n1\tbig "L" desk\tdesk\t14\n2\tfloor\tfloor\t2\n3\trug\trug\t20\n"""
+def test_every_split_has_its_folder(root):
+    """Only the test split lies in `scans_test/` and only it may lack labels; blanks in its list mean nothing."""
+    (root / "scans_test" / NAME).mkdir(parents=True)
+    (root / "scannetv2_train.txt").write_text(f"\n{NAME} \n\n")
+    for split in ("val", "test"):
+        (root / f"scannetv2_{split}.txt").write_text(NAME)
+    dataset = scannet.scenes(root)
+    assert [scene.source.parent.name for scene in dataset.scenes] == ["scans", "scans", "scans_test"]
+    (root / "scans" / NAME / f"{NAME}_vh_clean_2.labels.ply").unlink()
+    for scene in dataset.scenes[:2]:
+        with pytest.raises(UserError, match=f"{NAME}: no labels"):
+            whole(scene)
+
+
+def test_a_labels_file_goes_before_the_annotators_words(root):
+    (root / "scans" / NAME / f"{NAME}.aggregation.json").write_text("not read")
+    assert whole(scannet.scenes(root).scenes[0]).labels.tolist() == [0, -1, 19]
+
+
+TABLE = """id\traw_category\tcategory\tnyu40id\n1\t"L" desk\tdesk\t14\n2\tfloor\tfloor\t2\n3\trug\trug\t20\n"""
 
 
 @pytest.fixture
@@ -103,7 +122,7 @@ def annotated(root):
     folder = root / "scans" / NAME
     (folder / f"{NAME}_vh_clean_2.labels.ply").unlink()
     (folder / f"{NAME}_vh_clean_2.0.010000.segs.json").write_text(json.dumps({"segIndices": [7, 5, 3]}))
-    groups = [{"label": 'big "L" desk', "segments": [5]}, {"label": "rug", "segments": [3]}]
+    groups = [{"label": '"L" desk', "segments": [5]}, {"label": "rug", "segments": [3]}]
     (folder / f"{NAME}.aggregation.json").write_text(json.dumps({"segGroups": groups}))
     (root / "scannetv2-labels.combined.tsv").write_text(TABLE)
     return root
@@ -122,6 +141,16 @@ def test_labels_come_from_the_annotators_words(annotated):
         ("scannetv2-labels.combined.tsv", "a\tb\n", "combined.tsv:1: no column nyu40id, raw_category"),
         ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\tcat\t\n", "combined.tsv:5: nyu40id '', expected a whole"),
         ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\tcat\t²\n", "combined.tsv:5: nyu40id '²', expected a whole"),
+        ("scannetv2-labels.combined.tsv", TABLE + "4\tcat\n", "combined.tsv:5: nyu40id None, expected a whole"),
+        ("{0}.aggregation.json", "[]", "aggregation.json: not a JSON file with a list 'segGroups'"),
+        ("{0}.aggregation.json", "{}", "aggregation.json: not a JSON file with a list 'segGroups'"),
+        (
+            "{0}.aggregation.json",
+            '{"segGroups": [{"label": "rug", "segments": null}]}',
+            "segments None, expected a list of whole numbers",
+        ),
+        ("{0}_vh_clean_2.0.010000.segs.json", '{"segIndices": []}', "segs.json: 0 labels, expected 3"),
+        ("{0}_vh_clean_2.0.010000.segs.json", '{"segIndices": [[1], [2], [3]]}', "segments .*, expected a list"),
         ("{0}.aggregation.json", "{{", "aggregation.json: not a JSON file with a list 'segGroups'"),
         (
             "{0}.aggregation.json",
