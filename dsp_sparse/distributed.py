@@ -41,7 +41,7 @@ def process_group() -> Iterator[None]:
     Raises:
         UserError: the environment does not say how to reach the other processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     try:
@@ -52,6 +52,26 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, every rank does the same, before the work is shared; none goes on before all are through.
+
+    Raises:
+        UserError, OSError: what this rank met, unless rank 0 met something, too: then that is told once, by rank 0.
+        SystemExit: it is for another rank to tell what went wrong.
+    """
+    problem = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        problem = error
+    anywhere, first = sum_over_ranks(np.array([problem is not None, problem is not None and rank() == 0], np.int64))
+    if problem is not None and (rank() == 0 or not first):
+        raise problem
+    if anywhere:
+        raise SystemExit(2)
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..config import DataConfig, TrainConfig
 from ..data import SceneStore, split
-from ..distributed import pick_device, rank
+from ..data.store import require_labels
+from ..distributed import pick_device, rank, together
 from ..errors import UserError
 from ..files import write_json
 from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
-from ..training.checkpoint import load_model, load_modules
+from ..training.checkpoint import Model, load_model, load_modules
 from ..training.run import load_config
 
 MODULE_OF_BRANCH = {"cross": "csfr", "intra": "isfr"}
@@ -41,43 +43,35 @@ def evaluate_run(
         rotations: angles that every ball is shown at; the run's `eval.rotations` by default.
 
     Returns:
-        What `inference.evaluate` returns, and the `branch`, the `store`, the `groups`, the `votes`, the `rotations` and
-        the `file` it was written to.
+        What `inference.evaluate` returns, and the `branch`, the `store`, the `groups` and which of them the
+        run was `trained_on`, the `votes`, the `rotations` and the `file` it was written to.
 
     Raises:
-        UserError: not a run, a store that does not fit the model, a branch whose module the run never trained, or an
-            engine that is missing.
+        UserError: not a run, a store that does not fit the model, groups without a label, a branch whose module the run
+            never trained, or an engine that is missing.
     """
     run = Path(run)
-    config = load_config(run)
-    chosen = {name: value for name, value in (("votes", votes), ("rotations", rotations)) if value is not None}
-    settings = replace(config.eval, **chosen)
-    model = load_model(run, pick_device(config.device), engine)
-    opened = SceneStore.open(store or config.data.store)
-    for name, expected, found in (
-        ("classes", model.classes, opened.classes),
-        ("features", model.features, opened.features),
-    ):
-        if expected != found:
-            raise UserError(f"{opened.path}: the store has {name} {found}, the model in {run} expects {expected}")
-    opened.require_grid(model.grid)
-    groups = list(groups or config.data.test_groups)
-    scenes = opened.group(groups)
-    voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(settings))
-    if branch == "basic":
-        decoder = BasicBranch(model.net)
-    else:
-        modules = load_modules(run / "modules.pt")
-        name = MODULE_OF_BRANCH[branch]
-        if name not in modules:
-            raise UserError(f"branch {branch} needs the module {name}, which the method {config.method} does not train")
-        if branch == "intra":
-            decoder = IntraBranch(model.net, modules[name])
-        else:
-            partners, _ = split(SceneStore.open(config.data.store), config.data)
-            decoder = CrossBranch(model.net, modules[name], partners, voting)
+    with together():
+        config = load_config(run)
+        chosen = {name: value for name, value in (("votes", votes), ("rotations", rotations)) if value is not None}
+        settings = replace(config.eval, **chosen)
+        model = load_model(run, pick_device(config.device), engine)
+        opened = SceneStore.open(store or config.data.store)
+        for name, expected, found in (
+            ("classes", model.classes, opened.classes),
+            ("features", model.features, opened.features),
+        ):
+            if expected != found:
+                raise UserError(f"{opened.path}: the store has {name} {found}, the model in {run} expects {expected}")
+        opened.require_grid(model.grid)
+        groups = list(config.data.test_groups if groups is None else groups)
+        scenes = opened.group(groups)
+        require_labels(scenes, f"{opened.path}: groups {groups}")
+        voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(settings))
+        decoder = decoder_of(branch, run, config, model, voting)
     others = {name: value for name, value in chosen.items() if value != getattr(config.eval, name)}
-    if opened.path.resolve() != Path(config.data.store).resolve():
+    elsewhere = opened.path.resolve() != Path(config.data.store).resolve()
+    if elsewhere:
         others["store"] = str(opened.path.resolve())
     if set(groups) != set(config.data.test_groups):
         others["groups"] = sorted(set(groups))
@@ -87,6 +81,7 @@ def evaluate_run(
         "branch": branch,
         "store": str(opened.path),
         "groups": groups,
+        "trained_on": [] if elsewhere else [group for group in groups if trained_on(config.data, group)],
         "votes": settings.votes,
         "rotations": settings.rotations,
         "file": file.name,
@@ -94,6 +89,25 @@ def evaluate_run(
     if rank() == 0:
         write_json(file, results)
     return results
+
+
+def decoder_of(branch: str, run: Path, config: TrainConfig, model: Model, voting: Voting) -> BasicBranch:
+    """What a run decodes features with. UserError: the branch's module was never trained."""
+    if branch == "basic":
+        return BasicBranch(model.net)
+    modules = load_modules(run / "modules.pt")
+    name = MODULE_OF_BRANCH[branch]
+    if name not in modules:
+        raise UserError(f"branch {branch} needs the module {name}, which the method {config.method} does not train")
+    if branch == "intra":
+        return IntraBranch(model.net, modules[name])
+    partners, _ = split(SceneStore.open(config.data.store), config.data)
+    return CrossBranch(model.net, modules[name], partners, voting)
+
+
+def trained_on(data: DataConfig, group: str) -> bool:
+    """Whether a run with these settings saw the group of its store in training."""
+    return group not in data.test_groups if data.train_groups is None else group in data.train_groups
 
 
 def evaluation_file(run: Path, branch: str, engine: str | None = None, others: dict | None = None) -> Path:

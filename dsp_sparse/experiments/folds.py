@@ -1,7 +1,7 @@
 """Scores over folds: runs of one data set that each tested on other groups, such as the six areas of S3DIS."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -21,6 +21,8 @@ class Fold:
     Args:
         source: run folder or evaluation file.
         groups: the groups it was tested on.
+        trained_on: those of them that it was also trained on.
+        settings: how it was tested, `branch`, `votes` and `rotations`.
         classes: C class names.
         original: the original points.
         grid: the grid points, without the way back to the original ones.
@@ -28,6 +30,8 @@ class Fold:
 
     source: Path
     groups: list[str]
+    trained_on: list[str]
+    settings: dict[str, str | int | None]
     classes: list[str]
     original: ConfusionMatrix
     grid: ConfusionMatrix
@@ -38,9 +42,15 @@ def read_fold(source: str | Path) -> Fold:
     source = Path(source)
     file = source / "results.json" if source.is_dir() else source
     scores = read_scores(file)
-    groups = load_config(source).data.test_groups if source.is_dir() else scores.get("groups")
-    if not isinstance(groups, list):
+    if source.is_dir():
+        config = load_config(source)
+        said = {"groups": config.data.test_groups, "trained_on": [], "branch": "basic", **asdict(config.eval)}
+    else:
+        said = scores
+    groups, trained_on = said.get("groups"), said.get("trained_on")
+    if not (isinstance(groups, list) and isinstance(trained_on, list)):
         raise UserError(f"{file}: does not say which groups it scores, expected a run folder or an evaluation of one")
+    settings = {name: said.get(name) for name in ("branch", "votes", "rotations")}
     try:
         classes = list(scores["iou"])
         counts = [np.array(part["confusion"]) for part in (scores, scores["grid"])]
@@ -49,7 +59,7 @@ def read_fold(source: str | Path) -> Fold:
         whole = False
     if not whole:
         raise UserError(f"{file}: holds no confusion matrix of its classes, expected the results of an evaluation")
-    return Fold(source, groups, classes, *map(ConfusionMatrix.of, counts))
+    return Fold(source, groups, trained_on, settings, classes, *map(ConfusionMatrix.of, counts))
 
 
 def aggregate(sources: Sequence[str | Path]) -> dict:
@@ -63,7 +73,8 @@ def aggregate(sources: Sequence[str | Path]) -> dict:
         fold: `source`, `groups`, and the fold's own scores in the same form.
 
     Raises:
-        UserError: a source without results, of other classes than the first, or of a group that another one scores.
+        UserError: a source without results, of other classes, branch, votes or rotations than the first, or of a group
+            that another one scores or that its own run was trained on.
     """
     folds = [read_fold(source) for source in sources]
     owners: dict[str, Path] = {}
@@ -73,6 +84,14 @@ def aggregate(sources: Sequence[str | Path]) -> dict:
                 f"{fold.source}: scores the classes {', '.join(fold.classes)}, "
                 f"expected those of {folds[0].source}, {', '.join(folds[0].classes)}"
             )
+        for name, value in folds[0].settings.items():
+            if fold.settings[name] != value:
+                raise UserError(
+                    f"{fold.source}: scored with {name} {fold.settings[name]}, "
+                    f"expected {value}, as in {folds[0].source}"
+                )
+        if fold.trained_on:
+            raise UserError(f"{fold.source}: scores groups that its run was trained on, {', '.join(fold.trained_on)}")
         for group in set(fold.groups):
             if group in owners:
                 raise UserError(f"{fold.source}: scores the group {group}, and so does {owners[group]}; expected one")

@@ -20,9 +20,14 @@ from ..palette import palette
 
 Format = Literal["ply", "npy", "scannet"]
 EXTENSIONS = {"ply": ".ply", "npy": ".npy", "scannet": ".txt"}
-SCANNET_MESH = "_vh_clean_2.ply"
+SCANNET_MESH = "_vh_clean_2"
 PREDICTED = np.dtype([("label", np.int32), ("confidence", np.float32)])
 COLOURS = ("red", "green", "blue")
+
+
+def written(format: Format, out: Path) -> list[Path]:
+    """The files that `write` leaves; `out` is renamed last, so where it is, the others are."""
+    return [out.with_name(f"{out.stem}_confidence.npy"), out] if format == "npy" else [out]
 
 
 def write(
@@ -50,7 +55,7 @@ def write(
         comments = [f"label {number} {name}" for number, name in enumerate(classes)]
         write_ply(out, count, _labelled(chunks, predicted, palette(len(classes))), comments)
     elif format == "npy":
-        _write_npy(out, count, predicted)
+        _write_npy(*written(format, out), count, predicted)
     else:
         ids = nyu40_ids(classes)
         with atomic_path(out) as temporary, temporary.open("w") as file:
@@ -88,10 +93,14 @@ def _labelled(
         yield labelled
 
 
-def _write_npy(out: Path, count: int, predicted: Iterable[np.ndarray]) -> None:
-    confidences = out.with_name(f"{out.stem}_confidence.npy")
-    # The labels are renamed last: where they are, the cloud is done.
-    with atomic_path(out) as first, atomic_path(confidences) as second, first.open("wb") as a, second.open("wb") as b:
+def _write_npy(confidences: Path, labels: Path, count: int, predicted: Iterable[np.ndarray]) -> None:
+    # What is entered first is renamed last.
+    with (
+        atomic_path(labels) as first,
+        atomic_path(confidences) as second,
+        first.open("wb") as a,
+        second.open("wb") as b,
+    ):
         files = {"label": a, "confidence": b}
         for name, file in files.items():
             header = {"descr": PREDICTED[name].str, "fortran_order": False, "shape": (count,)}

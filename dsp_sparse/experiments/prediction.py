@@ -1,7 +1,8 @@
 """Prediction on a user's own clouds: every original point gets a label.
 
-A cloud is read twice: once to label it tile by tile, once to write what was read together with the labels. Between the
-two, eight bytes a point wait in a scratch file; in memory there is never more than a tile.
+A cloud is read twice: once to label it tile by tile, once to write what was read together with the labels. In memory
+there is never more than a tile. What waits on the disk, beside the result, is eight bytes a point between the two; of a
+cloud that is cut, also its points on their way into tiles, see `data.tiles`.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,15 +19,16 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..data.dataset import CHUNK, RawCloud, checked
-from ..data.readers import SUFFIXES, cloud_of, read_chunks
+from ..data.clouds import read_cloud
+from ..data.dataset import CHUNK, RawCloud, files_below
+from ..data.readers import SUFFIXES, read_chunks
 from ..data.tiles import TILE_POINTS, grid_cloud, tiles
-from ..distributed import pick_device, rank, share, sum_over_ranks
+from ..distributed import pick_device, rank, share, sum_over_ranks, together
 from ..errors import UserError
-from ..files import write_json
+from ..files import locked, write_json
 from ..inference import BasicBranch, Voting, predict_probabilities
 from ..training.checkpoint import Model, load_model
-from .labelled_files import EXTENSIONS, PREDICTED, SCANNET_MESH, Format, nyu40_ids, write
+from .labelled_files import EXTENSIONS, PREDICTED, SCANNET_MESH, Format, nyu40_ids, write, written
 
 RECORD = "prediction.json"
 
@@ -57,8 +60,8 @@ def predict(
 
     Args:
         run: run folder, or a model file.
-        source: a file of any format of `data.readers` with the measured features the model was trained on, or a folder
-            that is searched for such files, subfolders too.
+        source: a file of any format of `data.readers` with the coordinates and measured features the model was trained
+            on, or a folder that is searched for such files, subfolders and links too.
         out: file to write, `predicted` and the extension of the format by default; for a folder a folder, `predicted`
             by default, in which files are named as in `source`.
         format: see `labelled_files`.
@@ -74,83 +77,100 @@ def predict(
         The number of clouds that could not be read, on all ranks together.
 
     Raises:
-        UserError: not a model, an engine that is missing, nothing to label, or an `out` that cannot be; of a single
-            cloud, too, that it is broken, empty, not finite or without the needed fields.
+        UserError: not a model, an engine that is missing, nothing to label, or an `out` that cannot be or that another
+            process writes into; of a single cloud, too, that it is broken, empty, not finite or without the needed
+            fields.
     """
-    source = Path(source)
-    for name, value in (("votes", votes), ("rotations", rotations)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    model = load_model(run, pick_device(device), engine)
-    if format == "scannet":
-        nyu40_ids(model.classes)  # classes that have none are named before anything is computed
-    branch = BasicBranch(model.net)
-    voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes, rotations=rotations)
-    if not source.is_dir():
-        job = single_job(source, Path(out or f"predicted{EXTENSIONS[format]}"))
-        if rank() == 0:
-            label_cloud(branch, model, voting, job, format, columns)
-        return 0
-    out = Path(out or "predicted")
-    jobs = folder_jobs(source, out, format, pattern)
-    if rank() == 0:
-        settings = {"format": format, "columns": columns, "votes": votes, "rotations": rotations, "engine": engine}
-        claim(out, {"model": digest(run), **settings})
-    sum_over_ranks(np.zeros(1, np.int64))  # nobody writes into a folder of other predictions
-    mine = share(jobs, lambda job: job.source.stat().st_size)
-    failed = 0
-    for number, job in enumerate(mine, 1):
-        if job.out.exists():
-            continue
-        start = time.perf_counter()
-        try:
-            count = label_cloud(branch, model, voting, job, format, columns)
-        except (UserError, PermissionError) as error:
-            if isinstance(error, OSError) and error.filename != str(job.source):
-                raise
-            print(f"dsp-sparse predict: error: {error}", file=sys.stderr, flush=True)
-            failed += 1
-        else:
-            print(f"[{number}/{len(mine)}] {job.out}: {count} points, {time.perf_counter() - start:.1f} s", flush=True)
-    return int(sum_over_ranks(np.array([failed]))[0])
+    source, folder = Path(source), Path(source).is_dir()
+    with ExitStack() as held:
+        with together():
+            for name, value in (("votes", votes), ("rotations", rotations)):
+                if value < 1:
+                    raise UserError(f"{name} must be at least 1, got {value}")
+            model = load_model(run, pick_device(device), engine)
+            if format == "scannet":
+                nyu40_ids(model.classes)  # classes that have none are named before anything is computed
+            out = Path(out or f"predicted{'' if folder else EXTENSIONS[format]}")
+            jobs = folder_jobs(source, out, format, pattern) if folder else [single_job(source, out, format)]
+            if folder and rank() == 0:
+                settings = {"format": format, "columns": columns, "votes": votes, "rotations": rotations}
+                held.enter_context(claimed(out, {"model": digest(run), **settings, "engine": engine}))
+        branch = BasicBranch(model.net)
+        voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes, rotations=rotations)
+        if not folder:
+            if rank() == 0:
+                label_cloud(branch, model, voting, jobs[0], format, columns)
+            return 0
+        # What rank 0 finds finished is so for all of them, and the others share the rest.
+        finished = sum_over_ranks(np.array([rank() == 0 and job.out.exists() for job in jobs], np.int64))
+        missing = [job for job, done in zip(jobs, finished, strict=True) if not done]
+        mine = share(missing, lambda job: job.source.stat().st_size)
+        failed = 0
+        for number, job in enumerate(mine, 1):
+            start = time.perf_counter()
+            try:
+                count = label_cloud(branch, model, voting, job, format, columns)
+            except (UserError, PermissionError) as error:
+                if isinstance(error, OSError) and error.filename != str(job.source):
+                    raise
+                print(f"dsp-sparse predict: error: {error}", file=sys.stderr, flush=True)
+                failed += 1
+            else:
+                seconds = time.perf_counter() - start
+                print(f"[{number}/{len(mine)}] {job.out}: {count} points, {seconds:.1f} s", flush=True)
+        return int(sum_over_ranks(np.array([failed]))[0])
 
 
-def single_job(source: Path, out: Path) -> Job:
+def single_job(source: Path, out: Path, format: Format) -> Job:
     """The job of one file. UserError: `out` cannot be written, or is the source itself."""
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"out must be a file in an existing folder, got {out}")
-    if out.resolve() == source.resolve():
+    if source.resolve() in (file.resolve() for file in written(format, out)):
         raise UserError(f"out must not be the cloud itself, got {out}")
     return Job(source, out)
 
 
 def folder_jobs(source: Path, out: Path, format: Format, pattern: str | None = None) -> list[Job]:
-    """The jobs of a folder, see `predict`. UserError: no clouds, `out` is the folder itself, or two would be one file.
+    """The jobs of a folder, see `predict`. UserError: no clouds, they would be in `out`, or two would be one file.
 
     Hidden files, and those below `out`, are not looked at.
     """
     place = out.resolve()
-    if place == source.resolve():
-        raise UserError(f"out must be another folder than the clouds', got {out}")
-    chosen = pattern or ("**/*" + SCANNET_MESH if format == "scannet" else None)
-    try:
-        found = sorted(path for path in source.glob(chosen or "**/*") if path.is_file())
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"pattern {pattern!r} cannot be searched for ({error}), expected one like **/*.ply") from None
-    jobs: dict[Path, Job] = {}
-    for path in found:
-        relative = path.relative_to(source)
-        known = chosen or path.suffix.lower() in SUFFIXES
-        if not known or any(part[0] == "." for part in relative.parts) or place in path.resolve().parents:
+    if place in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"out must be another folder than the clouds' and not above it, got {out} for {source}")
+    if pattern and Path(pattern).is_absolute():
+        raise UserError(f"pattern {pattern!r} must be relative to {source}, like **/*.ply")
+    chosen = pattern or (f"**/*{SCANNET_MESH}.ply" if format == "scannet" else None)
+    jobs, sources = [], {}
+    for path in files_below(source, chosen or "**/*"):
+        if not (chosen or path.suffix.lower() in SUFFIXES) or place in path.resolve().parents:
             continue
-        name = path.name.removesuffix(SCANNET_MESH) + ".txt" if format == "scannet" else None
-        target = out / (name or relative.with_suffix(EXTENSIONS[format]))
-        if target in jobs:
-            raise UserError(f"{target}: to be written for both {jobs[target].source} and {path}; choose with pattern")
-        jobs[target] = Job(path, target)
+        if format == "scannet":
+            target = out / f"{path.stem.removesuffix(SCANNET_MESH)}.txt"
+        else:
+            target = out / path.relative_to(source).with_suffix(EXTENSIONS[format])
+        jobs.append(Job(path, target))
+        for file in written(format, target):
+            if (other := sources.setdefault(file, path)) != path:
+                raise UserError(f"{file}: to be written for both {other} and {path}; choose with pattern")
     if not jobs:
         raise UserError(f"{source}: no point clouds, expected {chosen or 'files ending in ' + ' '.join(SUFFIXES)}")
-    return list(jobs.values())
+    return jobs
+
+
+@contextmanager
+def claimed(out: Path, settings: dict) -> Iterator[None]:
+    """Inside, the folder `out` belongs to this process. What a killed one left half written is removed.
+
+    Raises:
+        UserError: another process has it, or it holds something else than predictions made with these settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        claim(out, settings)
+        for leftover in out.rglob(".*.*.*"):  # the names of `files.atomic_path`
+            leftover.unlink()
+        yield
 
 
 def claim(out: Path, settings: dict) -> None:
@@ -166,7 +186,7 @@ def claim(out: Path, settings: dict) -> None:
         if differing:
             name = differing[0]
             raise UserError(f"{file}: {name} is {found[name]!r}, not {settings[name]!r}; choose another folder")
-    elif out.is_dir() and any(out.iterdir()):
+    elif not all(path.match(f".{RECORD}.*") for path in out.iterdir()):
         raise UserError(f"{out}: the folder is not empty and holds no predictions; expected a new folder")
     else:
         write_json(file, settings)
@@ -183,10 +203,9 @@ def label_cloud(
     branch: BasicBranch, model: Model, voting: Voting, job: Job, format: Format, columns: Sequence[str] | None = None
 ) -> int:
     """Label one cloud and write it; returns its number of points. UserError: see `predict`."""
-    chunks = read_chunks(job.source, columns)  # a missing file is named before anything is made
+    pieces = read_cloud(job.source, model.features, model.coordinates, columns)  # a missing file is named at once
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=job.out.parent) as scratch:
-        pieces = checked((cloud_of(chunk, job.source, model.features) for chunk in chunks), job.source)
         count = label_points(branch, model.grid, voting, pieces, job.source, scratch, job.out.parent)
         scratch.seek(0)
         predicted = (np.fromfile(scratch, PREDICTED, min(CHUNK, count - row)) for row in range(0, count, CHUNK))
@@ -235,12 +254,14 @@ def label_points(
             cloud = grid_cloud(tile, grid)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        title = f"{source.name} {tile.number + 1}/{tile.total}" if tile.total > 1 else source.name
+        rows, number, total = tile.rows, tile.number, tile.total
+        del tile  # its points have become grid points
+        title = f"{source.name} {number + 1}/{total}" if total > 1 else source.name
         with tqdm(total=len(cloud.points), desc=title, unit="point", unit_scale=True, leave=False) as bar:
-            confidence, label = predict_probabilities(branch, cloud, voting, tile.number, bar).max(1)
+            confidence, label = predict_probabilities(branch, cloud, voting, number, bar).max(1)
         result.truncate(count * PREDICTED.itemsize)
         predicted = np.memmap(result, PREDICTED, "r+", shape=count)
-        predicted["label"][tile.rows] = label.numpy()[cloud.inverse]
-        predicted["confidence"][tile.rows] = confidence.numpy()[cloud.inverse]
-        del predicted  # unmapped, it is no longer part of this process's memory
+        predicted["label"][rows] = label.numpy()[cloud.inverse]
+        predicted["confidence"][rows] = confidence.numpy()[cloud.inverse]
+        del predicted, cloud, confidence, label, rows  # before the next tile is read
     return count

@@ -104,6 +104,48 @@ def test_half_an_environment_of_torchrun_is_named(monkeypatch):
         pass
 
 
+def test_a_number_of_processes_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but the job cannot be joined"), distributed.process_group():
+        pass
+
+
+def test_a_mistake_that_all_processes_meet_is_told_once(make_run, rooms_store):
+    """By one of them; the others end in silence."""
+    done = start("evaluate", make_run(rooms_store), "--groups", "[Area_9]", processes=3)
+    assert done.returncode != 0 and done.stderr.count("no group 'Area_9'") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "others", "problem", "told"),
+    [
+        (0, (0, 0), "mine", UserError),
+        (0, (1, 0), None, SystemExit),
+        (1, (1, 1), "mine", SystemExit),
+        (1, (1, 1), None, SystemExit),
+        (1, (0, 0), "mine", UserError),
+        (1, (1, 0), "mine", UserError),
+    ],
+)
+def test_who_tells_of_a_mistake(number, others, problem, told, monkeypatch):
+    """Rank 0 if it met it; else everyone who did. No rank goes on. `others`: how many of them did, is rank 0 one."""
+    monkeypatch.setattr(distributed, "rank", lambda: number)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda counts: counts + np.array(others))
+    with pytest.raises(told), distributed.together():
+        if problem:
+            raise UserError(problem)
+
+
+def test_costly_items_are_not_counted_but_weighed(monkeypatch):
+    """One that costs as much as ten others stands against them."""
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(share([1.0] * 5 + [10.0] + [1.0] * 5, float))
+    assert shares == [[10.0], [1.0] * 10]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_shares_are_all_items_once_and_about_as_costly(ranks, monkeypatch):
     """Every item has one rank; no rank has more to do than another by more than one item."""

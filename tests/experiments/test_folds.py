@@ -14,7 +14,8 @@ from dsp_sparse.metrics import ConfusionMatrix
 
 def scores_of(counts, grid, classes="ab") -> dict:
     parts = [ConfusionMatrix.of(np.array(c)).scores(classes) for c in (counts, grid)]
-    return {**parts[0], "grid": parts[1], "scenes": 1, "seconds": 1.0}
+    settings = {"trained_on": [], "branch": "basic", "votes": 3, "rotations": 1}
+    return {**parts[0], "grid": parts[1], "scenes": 1, "seconds": 1.0, **settings}
 
 
 @pytest.fixture
@@ -62,13 +63,17 @@ def test_run_folders_and_evaluation_files_mix(make_run, rooms_store):
 
 
 def test_folds_that_do_not_belong_together_are_refused(evaluations, make_run, rooms_store, tmp_path):
-    """A group scored twice, other classes, no groups, no matrix, no results: named with the file."""
+    """A group scored twice or trained on, other classes or votes, no groups, matrix or results: the file is named."""
     one, two = evaluations
     scores = json.loads(one.read_text())
     mistakes = {
         "again.json": (scores, "again.json: scores the group one, and so does .*one.json"),
         "classes.json": ({**scores_of([[1]], [[1]], "a"), "groups": ["c"]}, "scores the classes a, expected .* a, b"),
         "results.json": ({**scores, "groups": None}, "does not say which groups"),
+        "branch.json": ({**scores, "branch": "cross"}, "branch.json: scored with branch cross, expected basic, as in"),
+        "votes.json": ({**scores, "votes": 1}, "votes.json: scored with votes 1, expected 3, as in .*one.json"),
+        "turned.json": ({**scores, "rotations": 4}, "turned.json: scored with rotations 4, expected 1"),
+        "own.json": ({**scores, "groups": ["own"], "trained_on": ["own"]}, "that its run was trained on, own"),
         "matrix.json": ({**scores, "groups": ["m"], "confusion": [[1, 2]]}, "no confusion matrix"),
         "ragged.json": ({**scores, "groups": ["m"], "confusion": [[1, 2], [1]]}, "no confusion matrix"),
         "grid.json": ({key: scores[key] for key in scores if key != "grid"} | {"groups": ["g"]}, "no confusion matrix"),

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
+from dsp_sparse import distributed
 from dsp_sparse.cli import main
 from dsp_sparse.data import SceneStore
 from dsp_sparse.data.dataset import RawCloud
@@ -22,8 +25,10 @@ from dsp_sparse.data.scannet import NYU40
 from dsp_sparse.data.tiles import grid_cloud, tiles
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments import prediction
-from dsp_sparse.experiments.labelled_files import PREDICTED
+from dsp_sparse.experiments.labelled_files import PREDICTED, written
+from dsp_sparse.experiments.labelled_files import write as write_labels
 from dsp_sparse.experiments.prediction import label_points, predict
+from dsp_sparse.files import locked
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.palette import palette
 from dsp_sparse.training.checkpoint import load_model, save_model
@@ -116,14 +121,14 @@ def test_a_file_in_many_chunks_gives_the_same_result(run, tmp_path, monkeypatch)
 
 
 class CountingBranch(BasicBranch):
-    """The height of a point above the lowest of the cloud decides its class; balls are counted."""
+    """The height of a point above the lowest of the cloud decides its class and its confidence; balls are kept."""
 
     def __call__(self, samples):
         answers = []
         for sample in samples:
             self.seen.append(sample)
-            low = torch.from_numpy(sample.feat[:, -1]) < 0.5
-            answers.append(4.0 * torch.nn.functional.one_hot(low.long(), 13).float())
+            height = torch.from_numpy(sample.feat[:, -1])
+            answers.append((4 + height)[:, None] * torch.nn.functional.one_hot((height < 0.5).long(), 13))
         return answers
 
 
@@ -152,8 +157,39 @@ def test_tiles_label_every_point_once_with_its_votes(run, tmp_path):
         assert np.bincount(np.concatenate(balls), minlength=len(grid.points))[grid.inverse].min() >= 2
     assert tile.total > 4
     whole, tiled = results
-    assert (tiled["confidence"] > 0).all(), "no point is left out"
     np.testing.assert_array_equal(whole["label"], tiled["label"])
+    assert len(np.unique(whole["confidence"])) > 1000
+    np.testing.assert_allclose(whole["confidence"], tiled["confidence"], rtol=1e-5)
+
+
+def test_memory_holds_one_tile_at_a_time(run, tmp_path, monkeypatch):
+    """Before the next tile is read, nothing holds the last one or its grid points."""
+    alive = []
+
+    def watched(cut, *args, **settings):
+        found = cut(*args, **settings)
+        alive.append(weakref.ref(found))
+        return found
+
+    def one_by_one(*args, **settings):
+        cut = tiles(*args, **settings)
+        while (tile := next(cut, None)) is not None:
+            alive.append(weakref.ref(tile))
+            handed = [tile]
+            del tile
+            yield handed.pop()
+            assert not any(reference() for reference in alive)
+
+    monkeypatch.setattr(prediction, "tiles", one_by_one)
+    monkeypatch.setattr(prediction, "grid_cloud", partial(watched, grid_cloud))
+    vertex = cloud(3000, side=4.0)
+    points = np.stack([vertex[name] for name in "xyz"], 1)
+    raw = RawCloud(points, np.zeros((len(points), 3), np.float32), np.full(len(points), -1))
+    model = load_model(run)
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        where = (tmp_path / "cloud.ply", file, tmp_path)
+        label_points(BasicBranch(model.net), model.grid, Voting(radius=1.0, votes=1), [raw], *where, tile_points=900)
+    assert len(alive) > 4
 
 
 def test_a_folder_is_labelled_file_by_file_and_finished_files_are_kept(run, tmp_path, capsys):
@@ -187,6 +223,38 @@ def test_the_exit_code_tells_of_a_bad_file(run, tmp_path):
     with pytest.raises(SystemExit) as exit:
         main(["predict", str(run), str(folder), "--out", str(tmp_path / "out"), "--format", "npy"])
     assert exit.value.code == 1 and np.load(tmp_path / "out" / "good.npy").shape == (600,)
+
+
+def test_links_to_folders_are_followed(run, tmp_path):
+    """Clouds often lie on another disk."""
+    write(tmp_path / "disk" / "a.ply", cloud())
+    (tmp_path / "clouds").mkdir()
+    (tmp_path / "clouds" / "link").symlink_to(tmp_path / "disk")
+    assert predict(run, tmp_path / "clouds", tmp_path / "out", votes=1) == 0
+    assert (tmp_path / "out" / "link" / "a.ply").is_file()
+
+
+def test_what_a_killed_process_left_is_removed(run, tmp_path):
+    """Half a result has a hidden name; the next run removes it, even where it is all there is, and nothing else."""
+    folder, out = tmp_path / "clouds", tmp_path / "out"
+    write(folder / "a.ply", cloud())
+    write(folder / "sub" / "b.ply", cloud())
+    out.mkdir()
+    (out / ".prediction.json.abc.json").touch()
+    assert predict(run, folder, out, votes=1) == 0
+    for name in (".a.ply.abc.ply", "sub/.b.ply.abc.ply", ".hidden"):
+        (out / name).touch()
+    assert predict(run, folder, out, votes=1) == 0
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names == {"a.ply", "sub/b.ply", "prediction.json", ".hidden"}
+
+
+def test_a_folder_is_written_by_one_job_at_a_time(run, tmp_path):
+    write(tmp_path / "clouds" / "a.ply", cloud())
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing this folder"):
+        predict(run, tmp_path / "clouds", tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_predictions_of_other_settings_are_not_mixed(run, tmp_path):
@@ -246,8 +314,9 @@ def test_mistakes_are_named(run, tmp_path):
     write(tmp_path / "in" / "plain.ply", np.array(cloud()[["x", "y", "z", "id"]], [COLOURED[i] for i in (0, 1, 2, 6)]))
     (tmp_path / "none").mkdir()
     (tmp_path / "twins").mkdir()
-    for name in ("a.ply", "a.txt"):
+    for name in ("a.ply", "a.txt", "b.ply", "b_confidence.ply"):
         (tmp_path / "twins" / name).touch()
+    np.save(tmp_path / "good_confidence.npy", cloud())
     file, out = tmp_path / "in", tmp_path / "out.ply"
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OSError, match=r"good\.ply"):
@@ -262,9 +331,22 @@ def test_mistakes_are_named(run, tmp_path):
         (good, good, {}, "must not be the cloud itself"),
         (tmp_path / "none", tmp_path / "o", {}, "none: no point clouds, expected files ending in .ply"),
         (file, tmp_path / "o", {"pattern": "*.las"}, r"no point clouds, expected \*\.las"),
-        (file, tmp_path / "o", {"pattern": "/x/*"}, r"pattern '/x/\*' cannot be searched for"),
-        (file, file, {}, "another folder than the clouds'"),
+        (file, tmp_path / "o", {"pattern": "/x/*"}, r"pattern '/x/\*' must be relative to .*in, like"),
+        (file, file, {}, "another folder than the clouds' and not above it"),
+        (file, tmp_path, {}, "another folder than the clouds' and not above it, got .* for .*in"),
         (tmp_path / "twins", tmp_path / "o", {}, "to be written for both .*a.ply and .*a.txt"),
+        (
+            tmp_path / "twins",
+            tmp_path / "o",
+            {"format": "npy", "pattern": "b*"},
+            "b_confidence.npy: to be written for both .*b.ply and .*b_confidence.ply",
+        ),
+        (
+            tmp_path / "good_confidence.npy",
+            tmp_path / "good.npy",
+            {"format": "npy"},
+            "out must not be the cloud itself",
+        ),
         (good, out, {"votes": 0}, "votes must be at least 1, got 0"),
         (good, out, {"rotations": 0}, "rotations must be at least 1, got 0"),
         (good, out, {"format": "scannet"}, "the model knows the class 'ceiling', expected only wall"),
@@ -293,6 +375,30 @@ def test_columns_name_what_a_file_does_not(run, tmp_path):
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
 
+def test_clouds_have_the_fields_of_the_training_data(run, tmp_path):
+    """Coordinates too: a model knows what they were called."""
+    predict(run, write(tmp_path / "in.ply", cloud()), tmp_path / "a.ply")
+    named = cloud()
+    named.dtype.names = ("east", "north", "up", *named.dtype.names[3:])
+    save_model(run / "model.pt", replace(load_model(run), coordinates=["east", "north", "up"]))
+    predict(run, write(tmp_path / "named.ply", named), tmp_path / "b.ply")
+    a, b = (read(tmp_path / name) for name in ("a.ply", "b.ply"))
+    assert b.dtype.names[:3] == ("east", "north", "up")
+    for name in ("label", "confidence"):
+        np.testing.assert_array_equal(a[name], b[name])
+    with pytest.raises(UserError, match="no field east, north, up; it has x, y, z"):
+        predict(run, tmp_path / "in.ply", tmp_path / "c.ply")
+
+
+def test_where_labels_are_confidences_are(tmp_path, monkeypatch):
+    """A file of labels says that its cloud is done, so it is the last one to appear."""
+    entered = []
+    replace_file = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: entered.append(new.name) or replace_file(old, new))
+    write_labels("npy", tmp_path / "a.npy", 3, [np.zeros(3, PREDICTED)], [], [])
+    assert entered == [path.name for path in written("npy", tmp_path / "a.npy")] == ["a_confidence.npy", "a.npy"]
+
+
 @pytest.fixture
 def scannet_run(make_run, rooms_store):
     """A run whose classes are ScanNet's."""
@@ -315,6 +421,14 @@ def test_scannet_scenes_become_the_benchmarks_text_files(scannet_run, real_data,
         ids = path.read_text().split("\n")
         assert ids.pop() == "" and len(ids) == 50_000
         assert set(map(int, ids)) <= set(NYU40.values()) and len(set(ids)) > 1
+
+
+def test_scannet_texts_are_named_by_the_scene(scannet_run, tmp_path):
+    """Whatever files the pattern takes."""
+    for name in ("scene0000_00_vh_clean_2.ply", "mine.v2.ply"):
+        write(tmp_path / "scans" / name, cloud())
+    predict(scannet_run, tmp_path / "scans", tmp_path / "out", format="scannet", pattern="*.ply", votes=1)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.txt")) == ["mine.v2.txt", "scene0000_00.txt"]
 
 
 def test_projected_coordinates_come_back_exactly(make_run, rooms_store, real_data, tmp_path):
@@ -354,3 +468,45 @@ def test_ranks_share_the_files_of_a_folder(run, tmp_path):
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert json.loads((tmp_path / "one" / "prediction.json").read_text())["votes"] == 3
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process is rank 1 of 2. What the ranks add up is told by a list of rank 0's terms."""
+    terms = []
+
+    def sum_over_ranks(counts):
+        term = terms.pop(0)
+        if term is None:
+            raise ConnectionError("rank 0 is gone")
+        return counts + np.array(term)
+
+    for module in (distributed, prediction):
+        monkeypatch.setattr(module, "rank", lambda: 1)
+        monkeypatch.setattr(module, "sum_over_ranks", sum_over_ranks)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    return terms
+
+
+@pytest.mark.parametrize(
+    ("first", "error"), [([None], ConnectionError), ([[1, 1]], SystemExit), ([[0, 0], None], ConnectionError)]
+)
+def test_other_ranks_wait_for_rank_0(first, error, run, tmp_path, second_of_two):
+    """Nobody writes before rank 0 has the folder and has looked what is in it."""
+    write(tmp_path / "clouds" / "a.ply", cloud())
+    second_of_two[:] = first
+    with pytest.raises(error):
+        predict(run, tmp_path / "clouds", tmp_path / "out", votes=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_share_what_is_missing(run, tmp_path, second_of_two):
+    """By what rank 0 found, whatever has been finished since; each rank returns the failures of all."""
+    for number in range(4):
+        write(tmp_path / "clouds" / f"{number}.ply", cloud())
+    (tmp_path / "clouds" / "3.ply").write_bytes(b"")
+    second_of_two[:] = [[0, 0], [1, 1, 0, 0], [3]]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "2.ply").touch()  # by rank 0, just now
+    assert predict(run, tmp_path / "clouds", tmp_path / "out", votes=1) == 3 + 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["2.ply"]
