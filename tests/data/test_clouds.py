@@ -197,6 +197,8 @@ def test_a_cloud_for_prediction_is_checked(tmp_path, monkeypatch, chunk):
     (cloud,) = read_cloud(path, {"heat": 100.0}, columns=["x", "y", "z", "heat"])
     np.testing.assert_allclose(cloud.features, [[0.51]])
     assert cloud.labels.tolist() == [-1]
+    (cloud,) = read_cloud(path, {}, ["heat", "y", "z"], ["x", "y", "z", "heat"])
+    assert cloud.points.tolist() == [[51, 0, 0]]
 
 
 def test_real_lidar_tiles_lose_nothing(real_data):
