@@ -52,10 +52,10 @@ def prepare(
     Args:
         dataset: layout of the raw data.
         source: folder of the raw data.
-        store: folder to write; finished clouds in it are kept.
+        store: folder to write; finished clouds in it are kept, even if their source has changed.
         grid: cell size of the grid subsampling, in metres.
         workers: clouds prepared at the same time.
-        tile_points: most points of a scene; larger clouds are cut into tiles. Bounds the memory of each worker.
+        tile_points: most points of a scene; larger clouds are cut into tiles. A worker holds a tile and its margin.
         overlap: margin of the tiles in metres; 50 cells by default.
         config: YAML that describes the files (clouds only): fields, classes, features, groups.
     """
@@ -74,7 +74,9 @@ def prepare(
 
 
 def check(store: str) -> int:
-    """Compare every file of a scene store with its checksum and list those that are missing, truncated or altered.
+    """Compare the files of a store's scenes with their checksums and weak labels with their scenes; list all damaged.
+
+    The settings at the head of the manifest have no checksum.
 
     Args:
         store: scene store.
@@ -356,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = function(settings(**values), out)
     except ArgumentError as error:
         code = fail(program, f"{reworded(str(error), name)}{place}")
-    except (UserError, OSError) as error:  # OSError names its path: a folder that cannot be written, a full disk
+    except (UserError, OSError) as error:  # OSError: a file that cannot be read or written
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input
         fail(program, error)

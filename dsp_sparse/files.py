@@ -50,6 +50,12 @@ def write_json(path: str | os.PathLike, value) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic_path` and `atomic_folder` left of `name` in a folder when their process was killed."""
+    for path in folder.glob(f".{name}.*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Inside, this process alone holds a folder; the lock leaves no file and ends with the process, however that ends.

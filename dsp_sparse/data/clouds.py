@@ -93,7 +93,8 @@ def scenes(root: str | Path, config: CloudConfig) -> Dataset:
         RawScene("_".join(file.relative_to(root).with_suffix("").parts), group, file, partial(load, file, config))
         for file, group in groups.items()
     ]
-    return Dataset(config.name, root, list(config.classes), dict(config.features), found, config.coordinates)
+    reading = {"label": config.label, "ids": config.classes, "ignore": config.ignore, "columns": config.columns}
+    return Dataset(config.name, root, list(config.classes), dict(config.features), found, config.coordinates, reading)
 
 
 def load(path: Path, config: CloudConfig) -> Iterator[RawCloud]:

@@ -64,6 +64,7 @@ class Dataset:
         features: names of the measured features and the raw value that stands for 1.
         scenes: its clouds.
         coordinates: the three fields of its files that hold coordinates.
+        reading: what else the user said of how files are read, as JSON: with other values a cloud is another one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Dataset:
     features: dict[str, float]
     scenes: list[RawScene]
     coordinates: list[str] = field(default_factory=lambda: list("xyz"))
+    reading: dict = field(default_factory=dict)
 
 
 def checked(pieces: Iterable[RawCloud], source: Path) -> Iterator[RawCloud]:

@@ -5,26 +5,24 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from .. import __version__
 from ..errors import UserError
-from ..files import atomic_folder, locked, write_json
+from ..files import atomic_folder, locked, remove_leftovers, write_json
+from ..workers import go_on, run_all
 from .dataset import Dataset, RawCloud, RawScene
 from .store import FORMAT, MANIFEST, SceneStore, read_manifest
-from .tiles import TILE_POINTS, GridCloud, Tile, TooWideError, grid_cloud, tiles
+from .tiles import TILE_POINTS, GridCloud, Tile, TooWideError, grid_cloud, require_tiling, tiles
 
 
 def prepare(
@@ -39,14 +37,15 @@ def prepare(
     """Turn a data set into a store.
 
     Every cloud is written whole or not at all, and finished clouds are skipped, so a run that was interrupted, killed
-    or failed goes on where it stopped, to the same store.
+    or failed goes on where it stopped, to the same store. Whether the source of a finished cloud has changed is not
+    looked at: delete the cloud's folder to have it prepared again.
 
     Args:
         dataset: what a loader returned.
         out: folder of the store; a new one, or one that the same data set was being prepared in.
         grid: cell size in metres, positive.
         workers: processes that prepare clouds.
-        tile_points: most points of a scene; larger clouds are cut into tiles. It bounds the memory of each process.
+        tile_points: most points of a scene; larger clouds are cut into tiles. Each process holds a tile and its margin.
         overlap: margin of the tiles in metres; None: 50 cells.
         progress: show a progress bar and a line with the result.
 
@@ -55,39 +54,47 @@ def prepare(
 
     Raises:
         UserError: bad input data (see the loaders), an argument out of its range, a folder that another process is
-            preparing, or one that holds a store of another data set, grid, tiling or format version.
+            preparing, or one that holds a store of another data set, read or tiled in another way, of another grid or
+            format version.
     """
     out, begin = Path(out), time.perf_counter()
     if not (np.isfinite(grid) and grid > 0):
         raise UserError(f"grid must be a positive number of metres, got {grid}")
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")
+    require_tiling(tile_points, overlap)
     header = {
         "format": FORMAT,
         "dataset": dataset.name,
         "source": str(dataset.root.resolve()),
-        "grid": grid,
+        "grid": float(grid),
         "tile_points": tile_points,
-        "overlap": overlap,
+        "overlap": None if overlap is None else float(overlap),
         "classes": dataset.classes,
         "features": dataset.features,
         "coordinates": dataset.coordinates,
+        "reading": dataset.reading,
     }
-    folders = {scene.name: out / "scenes" / scene.name for scene in dataset.scenes}
-    if len(folders) < len(dataset.scenes):
-        raise UserError(f"{dataset.root}: two clouds have the same name")
+    named: dict[str, RawScene] = {}
+    for scene in dataset.scenes:
+        if scene.name in named:
+            both = " and ".join(f"{each.source} (group {each.group})" for each in (named[scene.name], scene))
+            raise UserError(f"{both} have the same name {scene.name!r}; every cloud needs its own")
+        named[scene.name] = scene
+    folders = {name: out / "scenes" / name for name in named}
+    created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        remove_leftovers(out, MANIFEST)
         found = read_manifest(out)
         if found is None and any(out.iterdir()):
             raise UserError(f"{out}: the folder is not empty and holds no scene store; expected a new folder")
         for key, value in header.items():
-            if found is not None and found.get(key) != value:
+            if found is not None and json.dumps(found.get(key)) != json.dumps(value):  # the order of features matters
                 raise UserError(
                     f"{out}: the store there has {key} {found.get(key)!r}, not {value!r}; choose another folder"
                 )
-        for leftover in [*out.glob(f".{MANIFEST}.*"), *out.glob("scenes/.*")]:  # of a run that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove_leftovers(out / "scenes")
         missing = [scene for scene in dataset.scenes if not (folders[scene.name] / "scene.json").is_file()]
         header["package_version"] = __version__
         if found is None or missing:
@@ -96,17 +103,26 @@ def prepare(
             _remove_weak_labels(out, scene.name)
         try:
             with Progress(dataset.name, len(missing), show=progress) as bar:
-                job = Job(grid, tile_points, overlap, len(dataset.classes), bar.done, bar.stop)
-                _write_clouds(job, missing, [folders[s.name] for s in missing], workers, bar)
+                job = Job(grid, tile_points, overlap, len(dataset.classes), bar.points)
+                jobs = [(number, scene, folders[scene.name]) for number, scene in enumerate(missing)]
+                run_all(job, jobs, workers, bar.next_cloud, "fewer workers or a smaller tile_points")
         except BaseException:
             # Without a finished cloud there is nothing to go on from, so nothing is left behind.
             if found is None and not any(out.glob("scenes/*/scene.json")):
-                shutil.rmtree(out)
+                shutil.rmtree(out / "scenes", ignore_errors=True)
+                (out / MANIFEST).unlink(missing_ok=True)
+                if created:
+                    with suppress(OSError):  # the error above says more
+                        out.rmdir()
             raise
-        entries = [entry for folder in folders.values() for entry in json.loads((folder / "scene.json").read_text())]
+        entries = [
+            {**entry, "group": scene.group}
+            for scene in dataset.scenes
+            for entry in json.loads((folders[scene.name] / "scene.json").read_text())
+        ]
         if len({entry["name"] for entry in entries}) < len(entries):
             raise UserError(f"{dataset.root}: a cloud has the name of a tile of another; rename it")
-        if found is None or found["scenes"] != entries:
+        if missing or found is None or found["scenes"] != entries:
             write_json(out / MANIFEST, {**header, "scenes": entries})
     if progress:
         seconds = time.perf_counter() - begin
@@ -123,15 +139,14 @@ class Progress:
     """A bar of points that processes share. A point counts half when it was read, and half when it was written.
 
     Attributes:
-        done: shared counter: points read + points written.
-        stop: shared event: ends the work at the next piece.
+        points: shared memory: points read + points written of each cloud. One process writes each, so it has no lock,
+            which a process that is killed would not give back.
         clouds: clouds finished so far.
     """
 
     def __init__(self, name: str, total: int, show: bool):
-        context = multiprocessing.get_context("spawn")
-        self.done, self.stop, self.clouds = context.Value("q", 0), context.Event(), 0
-        self.total = total
+        self.points = multiprocessing.get_context("spawn").RawArray("q", total)
+        self.clouds, self.total = 0, total
         self.bar = tqdm(desc=f"prepare {name}", unit="point", unit_scale=True, disable=not show)
         self.closed = threading.Event()
         self.ticker = threading.Thread(target=self._tick, daemon=True)
@@ -145,12 +160,15 @@ class Progress:
         self.ticker.join()
         self.bar.close()
 
+    def next_cloud(self) -> None:
+        self.clouds += 1
+
     def _tick(self) -> None:
         last = False
         while not last:
             last = self.closed.wait(0.2)
             self.bar.set_postfix_str(f"{self.clouds}/{self.total} clouds", refresh=False)
-            self.bar.update(self.done.value // 2 - self.bar.n)
+            self.bar.update(sum(self.points) // 2 - self.bar.n)
 
 
 @dataclass(frozen=True)
@@ -160,46 +178,47 @@ class Job:
     Args:
         grid, tile_points, overlap: see `prepare`.
         num_classes: number of classes.
-        done, stop: see `Progress`.
+        points: see `Progress`.
     """
 
     grid: float
     tile_points: int
     overlap: float | None
     num_classes: int
-    done: object
-    stop: object
+    points: object
 
-    def __call__(self, scene: RawScene, folder: Path) -> None:
+    def __call__(self, number: int, scene: RawScene, folder: Path) -> None:
         """Prepare one cloud, into a folder that appears when it is complete."""
-        with atomic_folder(folder) as temporary:
-            cut = tiles(
-                self.counted(scene.read()),
-                grid=self.grid,
-                tile_points=self.tile_points,
-                overlap=self.overlap,
-                scratch=temporary,
-            )
-            entries = []
-            try:
+        try:
+            with atomic_folder(folder) as temporary:
+                cut = tiles(
+                    self.counted(scene.read(), number),
+                    grid=self.grid,
+                    tile_points=self.tile_points,
+                    overlap=self.overlap,
+                    scratch=temporary,
+                )
+                entries = []
                 for tile in cut:
                     entries.append(self.write(tile, scene, temporary))
-                    self.count(tile.num_core)
+                    self.count(tile.num_core, number)
                     del tile  # before the next one is read
-            except TooWideError as error:
-                raise UserError(f"{scene.source}: {error}") from None
-            write_json(temporary / "scene.json", entries)
+                write_json(temporary / "scene.json", entries)
+        except TooWideError as error:
+            raise UserError(f"{scene.source}: {error}") from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise UserError(f"{scene.source} cannot be prepared in {folder.parent}: {error.strerror}") from error
 
-    def counted(self, pieces: Iterator[RawCloud]) -> Iterator[RawCloud]:
+    def counted(self, pieces: Iterator[RawCloud], number: int) -> Iterator[RawCloud]:
         for piece in pieces:
-            self.count(len(piece.points))
+            self.count(len(piece.points), number)
             yield piece
 
-    def count(self, points: int) -> None:
-        if self.stop.is_set():
-            raise InterruptedError("another process ended the work")
-        with self.done.get_lock():
-            self.done.value += points
+    def count(self, points: int, number: int) -> None:
+        go_on()
+        self.points[number] += points
 
     def write(self, tile: Tile, scene: RawScene, folder: Path) -> dict:
         """Write the arrays of a tile; returns the scene's entry in the manifest."""
@@ -216,7 +235,6 @@ class Job:
             "name": f"{scene.name}_tile_{tile.number}" if tiled else scene.name,
             "cloud": scene.name,
             "tile": tile.number if tiled else None,
-            "group": scene.group,
             "points": len(cloud.points),
             "original_points": len(cloud.inverse),
             "origin": cloud.origin.tolist(),
@@ -248,40 +266,3 @@ def _remove_weak_labels(store: Path, cloud: str) -> None:
     for pattern in (f"weak/*/{name}.npy", f"weak/*/{name}_tile_*.npy"):
         for path in store.glob(pattern):
             path.unlink()
-
-
-def _write_clouds(job: Job, scenes: Sequence[RawScene], folders: Sequence[Path], workers: int, bar: Progress) -> None:
-    if workers == 1:
-        for scene, folder in zip(scenes, folders, strict=True):
-            job(scene, folder)
-            bar.clouds += 1
-        return
-    # Fresh processes: forked ones would inherit the locks of torch's threads.
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, fresh, _begin_worker, (job,)) as pool:
-        try:
-            for finished in as_completed([pool.submit(_work, *pair) for pair in zip(scenes, folders, strict=True)]):
-                finished.result()
-                bar.clouds += 1
-        except BaseException:
-            job.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _begin_worker(job: Job) -> None:
-    """Set up a worker process: one thread, and it ends with its parent, however that ends."""
-    global _job
-    _job = job  # its counter can only be handed to a process as it starts
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and tells its workers
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _work(scene: RawScene, folder: Path) -> None:
-    _job(scene, folder)

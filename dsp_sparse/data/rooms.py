@@ -1,8 +1,6 @@
 """Procedural rooms: furnished, scanned from a few places, and written in the layout of S3DIS."""
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_folder, write_json
+from ..files import atomic_folder, locked, remove_leftovers, write_json
+from ..workers import run_all
 from .furniture import OPTIONAL, RECIPES, Room, furnish
 
 MANIFEST = "rooms.json"
@@ -41,7 +40,7 @@ def generate_rooms(
         `out`.
 
     Raises:
-        UserError: an argument out of its range, or a folder made with other arguments.
+        UserError: an argument out of its range, or a folder made with other arguments or in use by another process.
     """
     out = Path(out)
     for name, value, least in (
@@ -54,32 +53,27 @@ def generate_rooms(
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
     settings = {"rooms": rooms, "points": points, "seed": seed, "areas": areas}
-    if (out / MANIFEST).is_file():
-        found = json.loads((out / MANIFEST).read_text())
-        if found != settings:
-            raise UserError(f"{out}: holds rooms made with {found}, not {settings}; choose another folder")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty and holds no generated rooms; expected a new folder")
-    write_json(out / MANIFEST, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        remove_leftovers(out, MANIFEST)
+        if (out / MANIFEST).is_file():
+            found = json.loads((out / MANIFEST).read_text())
+            if found != settings:
+                raise UserError(f"{out}: holds rooms made with {found}, not {settings}; choose another folder")
+        elif any(out.iterdir()):
+            raise UserError(f"{out}: the folder is not empty and holds no generated rooms; expected a new folder")
+        write_json(out / MANIFEST, settings)
 
-    places = [(number % areas, number // areas) for number in range(rooms)]
-    folders = [out / f"Area_{area + 1}" / f"{_kind(room)}_{room + 1}" for area, room in places]
-    missing = [job for job in zip(folders, places, strict=True) if not job[0].is_dir()]
-    with tqdm(total=rooms, initial=rooms - len(missing), desc="rooms", unit="room", disable=not progress) as bar:
-        if workers == 1:
-            for folder, place in missing:
-                _make_and_write(folder, *place, points, seed)
-                bar.update()
-            return out
-        # Fresh processes: forked ones would inherit the locks of torch's threads.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(_make_and_write, folder, *place, points, seed) for folder, place in missing]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    bar.update()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        missing = []
+        for area in range(areas):
+            remove_leftovers(out / f"Area_{area + 1}")
+        for number in range(rooms):
+            area, room = number % areas, number // areas
+            folder = out / f"Area_{area + 1}" / f"{_kind(room)}_{room + 1}"
+            if not folder.is_dir():
+                missing.append((folder, area, room, points, seed))
+        with tqdm(total=rooms, initial=rooms - len(missing), desc="rooms", unit="room", disable=not progress) as bar:
+            run_all(_make_and_write, missing, workers, bar.update, "fewer workers")
     return out
 
 

@@ -1,9 +1,10 @@
 import shutil
 
+import numpy as np
 import pytest
 
 from dsp_sparse.cli import main
-from dsp_sparse.data import SceneStore, prepare
+from dsp_sparse.data import Labelling, SceneStore, prepare, weak_labels
 from dsp_sparse.data.check import check
 
 
@@ -58,6 +59,28 @@ def test_every_array_of_a_scene_is_checked(store):
         assert check(store, progress=False)[0] == [f"{path}: truncated or altered, differs from its checksum"]
         path.write_bytes(whole)
     assert set(store.manifest["scenes"][0]["sha256"]) == {p.stem for p in store.scenes[0].folder.glob("*.npy")}
+
+
+def test_weak_labels_are_those_of_their_scenes(store):
+    """Labels that differ from those of the scene, are none of the classes, are too few or are no labels: all named."""
+    drawn = weak_labels(store, Labelling(rate=0.5))
+    assert check(store, progress=False) == ([], *check(store, progress=False)[1:])
+    name = store.scenes[0].name
+    (file,) = store.path.glob(f"weak/*/{name}.npy")
+    mask = store.path / "weak" / "mask-0" / f"{name}.npy"
+    mask.parent.mkdir()
+    labels = np.array(drawn[0])
+    other = np.where(labels == 0, 1, labels).astype(np.int16)
+    np.save(mask, other)  # a mask may give a cell another label
+    files = check(store, progress=False)
+    assert files[0] == [] and files[1] == len(list(store.path.rglob("*.npy"))) + 3
+    for path, bad in ((file, other), (file, labels[1:]), (file, labels.astype(int)), (mask, labels + np.int16(3))):
+        whole = path.read_bytes()
+        np.save(path, bad)
+        assert check(store, progress=False)[0] == [f"{path}: damaged, or drawn from another cloud; delete it"]
+        path.write_bytes(whole)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert len(check(store, progress=False)[0]) == 1
 
 
 def test_a_folder_without_a_store_is_bad_input(tmp_path, capsys):

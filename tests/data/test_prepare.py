@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,65 @@ def test_leftovers_of_a_killed_run_are_removed(tiny_dataset, tmp_path):
     assert contents(store.path) == before
 
 
+def test_a_run_killed_before_its_first_manifest_leaves_nothing_in_the_way(tiny_dataset, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".manifest.json.abc.json").write_text("{")
+    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
+    assert not (store.path / ".manifest.json.abc.json").exists()
+
+
+def test_a_cloud_that_was_deleted_comes_back(tiny_dataset, tmp_path):
+    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
+    before = contents(store.path)
+    shutil.rmtree(store.path / "scenes" / "scene1")
+    prepare(tiny_dataset, store.path, 0.25, progress=False)
+    assert contents(store.path) == before
+
+
+def test_other_groups_are_taken_over(tiny_dataset, tmp_path):
+    store = prepare(tiny_dataset, tmp_path / "store", 0.25, progress=False)
+    moved = replace(tiny_dataset, scenes=[replace(scene, group="c") for scene in tiny_dataset.scenes])
+    store = prepare(moved, store.path, 0.25, progress=False)
+    assert {scene.group for scene in store.scenes} == {"c"}
+    assert check(store, progress=False)[0] == []
+
+
+def test_a_folder_that_was_there_stays_when_nothing_comes_of_it(tiny_dataset, tmp_path):
+    """The error is that of the cloud."""
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UserError, match="the cloud is empty"):
+        prepare(with_scene(tiny_dataset, 0, partial(bad_cloud, ())), tmp_path / "store", 0.25, progress=False)
+    assert not [*(tmp_path / "store").iterdir()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_reported_with_the_cloud_and_the_folder(tiny_dataset, tmp_path, workers):
+    """A limit on the size of files stands in for it: the error of the system names no file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = replace(
+        tiny_dataset, scenes=[RawScene("large", "a", Path("large.txt"), partial(iter, [tiny_cloud(0, 10**5)]))]
+    )
+    prepare(tiny_dataset, tmp_path / "other", 0.25, progress=False)  # whatever else is written the first time
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"large.txt cannot be prepared in .*store/scenes: File too large"):
+            prepare(large, tmp_path / "store", 0.01, workers=workers, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
+def test_a_worker_that_is_killed_is_reported(tiny_dataset, tmp_path):
+    with pytest.raises(
+        UserError, match=r"a worker was killed \(out of memory\?\); try fewer workers or a smaller tile"
+    ):
+        prepare(with_scene(tiny_dataset, 1, killed), tmp_path / "store", 0.25, workers=2, progress=False)
+
+
 def test_one_process_at_a_time(tiny_dataset, tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
@@ -237,6 +297,8 @@ def test_a_folder_holds_one_data_set_on_one_grid(tiny_dataset, tmp_path):
         (tiny_dataset, {"grid": 0.25, "overlap": 2.0}, "overlap None, not 2.0"),
         (replace(tiny_dataset, name="other"), {"grid": 0.25}, "dataset 'tiny', not 'other'"),
         (replace(tiny_dataset, classes=["x"]), {"grid": 0.25}, "classes"),
+        (replace(tiny_dataset, features=dict(reversed(tiny_dataset.features.items()))), {"grid": 0.25}, "features"),
+        (replace(tiny_dataset, reading={"ids": {"floor": [2]}}), {"grid": 0.25}, "reading"),
         (replace(tiny_dataset, root=tmp_path / "elsewhere"), {"grid": 0.25}, "source"),
     ):
         with pytest.raises(UserError, match=problem):
@@ -260,7 +322,7 @@ def test_a_finished_store_is_left_alone(tiny_dataset, tmp_path):
 
 def test_scenes_have_names_of_their_own(tiny_dataset, tmp_path):
     twice = replace(tiny_dataset, scenes=[tiny_dataset.scenes[0]] * 2)
-    with pytest.raises(UserError, match="two clouds have the same name"):
+    with pytest.raises(UserError, match=r"scene0.txt \(group a\) and .*same name 'scene0'"):
         prepare(twice, tmp_path / "store", 0.25, progress=False)
     small = RawScene("scene0_tile_1", "a", Path("small.txt"), partial(bad_cloud, ((0, 0, 0),)))
     clash = replace(tiny_dataset, scenes=[tiny_dataset.scenes[0], small])
@@ -275,6 +337,7 @@ def test_scenes_have_names_of_their_own(tiny_dataset, tmp_path):
         ({"grid": 0.25, "workers": 0}, "workers must be at least 1, got 0"),
         ({"grid": 0.25, "tile_points": 0}, "tile_points must be at least 1, got 0"),
         ({"grid": 0.25, "overlap": -1.0}, "overlap must be a number of metres from 0, got -1.0"),
+        ({"grid": 0.25, "overlap": np.inf}, "overlap must be a number of metres from 0, got inf"),
     ],
 )
 def test_bad_arguments_are_named(tiny_dataset, tmp_path, arguments, message):

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from clouds import whole
@@ -6,6 +11,7 @@ from dsp_sparse.data import generate_rooms, s3dis
 from dsp_sparse.data.furniture import OPTIONAL, furnish
 from dsp_sparse.data.rooms import format_lines, make_room
 from dsp_sparse.errors import UserError
+from dsp_sparse.files import locked
 
 
 def room(area, number, points, seed):
@@ -122,6 +128,42 @@ def test_finished_rooms_are_skipped_and_other_arguments_refused(tmp_path):
         assert (file.stat().st_mtime_ns == modified) == (removed not in file.parents)
     with pytest.raises(UserError, match=r"holds rooms made with .*'seed': 0.*not .*'seed': 1"):
         generate_rooms(out, rooms=2, points=1000, seed=1, areas=1)
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    out = generate_rooms(tmp_path / "rooms", rooms=2, points=1000, seed=0, areas=1)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / "Area_1" / ".office_1.abc" / "Annotations").mkdir(parents=True)
+    (out / "Area_1" / ".office_1.abc" / "Annotations" / "wall_1.txt").write_text("1 2")
+    (out / ".rooms.json.abc.json").write_text("{")
+    generate_rooms(out, rooms=2, points=1000, seed=0, areas=1)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_one_process_at_a_time(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is writing this folder"):
+        generate_rooms(tmp_path, rooms=2, points=1000, seed=0, areas=1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_workers_of_a_killed_process_end(tmp_path):
+    """After SIGKILL nothing is written any more, no process is left, and running again ends in all rooms."""
+    code = "from dsp_sparse.data import generate_rooms\nif __name__ == '__main__':"
+    code += f" generate_rooms({str(tmp_path / 'rooms')!r}, rooms=60, points=30_000, seed=0, areas=1, workers=2)"
+    (tmp_path / "program.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, stdout=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 60
+        while not [*tmp_path.glob("rooms/Area_1/[!.]*")]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    process.stdout.read()  # to the end: no process that inherited it is left
+    process.stdout.close()
+    process.wait()
+    assert 0 < len([*tmp_path.glob("rooms/Area_1/[!.]*")]) < 60
 
 
 @pytest.mark.parametrize("bad", [{"rooms": 1}, {"points": 10}, {"seed": -1}, {"areas": 0}, {"workers": 0}])

@@ -178,7 +178,7 @@ def test_a_point_far_away_changes_nothing_about_the_rest():
 
 
 def test_pieces_are_let_go_as_they_are_used():
-    """A tile that is whole holds no piece besides; of a cloud that is cut, what came first is gone when the rest comes."""
+    """A whole cloud holds no piece besides; of one that is cut, the first pieces are gone when the others come."""
     seen, alive = [], []
 
     def watched():
