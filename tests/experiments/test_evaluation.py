@@ -12,6 +12,7 @@ import yaml
 from dsp_sparse.data import prepare, s3dis
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments.evaluation import evaluate_run, evaluation_file, score_table
+from dsp_sparse.training.checkpoint import load_model, save_model
 
 
 def read(run, results):
@@ -124,11 +125,10 @@ def test_groups_without_labels_are_named(make_run, rooms_store, rooms_folder, tm
     [
         ("classes", list("abcdefghijklm"), "the store has classes .*'m'.*, the model in .*run expects .*'ceiling'"),
         ("features", {"intensity": 1.0}, "the store has features {'intensity': 1.0}, the model in .*run expects"),
-        ("grid", 0.2, "the store's grid is 0.2 m, expected 0.1 m"),
     ],
 )
 def test_a_store_that_does_not_fit_the_model_is_named(key, value, message, make_run, rooms_store, tmp_path):
-    """Other classes, features or cells would give scores that mean nothing."""
+    """Other classes or features would give scores that mean nothing."""
     run = make_run(rooms_store)
     copy = shutil.copytree(rooms_store.path, tmp_path / "copy")
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -136,3 +136,10 @@ def test_a_store_that_does_not_fit_the_model_is_named(key, value, message, make_
     with pytest.raises(UserError, match=message):
         evaluate_run(run, store=copy)
     assert not list(run.glob("evaluation*"))
+
+
+def test_a_store_of_other_cells_than_the_models_is_named(make_run, rooms_store):
+    run = make_run(rooms_store)
+    save_model(run / "model.pt", replace(load_model(run), grid=0.2))
+    with pytest.raises(UserError, match=r"the store's grid is 0\.1 m, expected 0\.2 m"):
+        evaluate_run(run)
