@@ -58,8 +58,8 @@ class CloudConfig:
                 raise UserError(
                     f"{path}: groups has the pattern {pattern!r}, expected one below the folder, not hidden"
                 )
-        if len(config.coordinates) != 3:
-            raise UserError(f"{path}: coordinates names {len(config.coordinates)} fields, expected 3")
+        if len(set(config.coordinates)) != 3 or len(config.coordinates) != 3:
+            raise UserError(f"{path}: coordinates names the fields {config.coordinates}, expected three different ones")
         for name, full_scale in config.features.items():
             if not full_scale > 0:
                 raise UserError(f"{path}: features.{name} is {full_scale}, expected a positive value that becomes 1")

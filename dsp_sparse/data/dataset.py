@@ -110,7 +110,7 @@ def existing_folder(path: str | Path, what: str) -> Path:
     """`path` as a Path; a UserError unless it is a folder."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder, expected {what}")
+        raise UserError(f"{path}: {'a file' if path.exists() else 'no such folder'}, expected {what}")
     return path
 
 

@@ -79,7 +79,8 @@ def test_labels_and_features_are_optional(folder, tmp_path):
         ({"classes": {"ground": [2], "plant": [2]}}, "mine.yaml: id 2 is listed twice"),
         ({"ignore": [3]}, "mine.yaml: id 3 is listed twice"),
         ({"features": {"intensity": float("nan")}}, "mine.yaml: features.intensity is nan"),
-        ({"coordinates": ["X", "Y"]}, "mine.yaml: coordinates names 2 fields"),
+        ({"coordinates": ["X", "Y"]}, r"mine.yaml: coordinates names the fields \['X', 'Y'\], expected three"),
+        ({"coordinates": ["X", "Y", "X"]}, "mine.yaml: coordinates names .*, expected three different ones"),
         ({"features": {"intensity": 0}}, "mine.yaml: features.intensity is 0"),
     ],
 )
@@ -110,6 +111,8 @@ def test_files_are_in_one_group_and_patterns_match(folder, tmp_path):
         scenes(folder, config(tmp_path, groups={"train": ["**/*.ply"], "test": ["b.ply"]}))
     with pytest.raises(UserError, match="nowhere: no such folder"):
         scenes(tmp_path / "nowhere", config(tmp_path))
+    with pytest.raises(UserError, match="b.ply: a file, expected a folder of point clouds"):
+        scenes(folder / "b.ply", config(tmp_path))
     with pytest.raises(UserError, match=r"none.yaml: no such file"):
         CloudConfig.load(tmp_path / "none.yaml")
 
