@@ -111,7 +111,7 @@ def test_files_are_in_one_group_and_patterns_match(folder, tmp_path):
         scenes(folder, config(tmp_path, groups={"train": ["**/*.ply"], "test": ["b.ply"]}))
     with pytest.raises(UserError, match="nowhere: no such folder"):
         scenes(tmp_path / "nowhere", config(tmp_path))
-    with pytest.raises(UserError, match="b.ply: a file, expected a folder of point clouds"):
+    with pytest.raises(UserError, match=r"b.ply: a file, expected a folder of point clouds"):
         scenes(folder / "b.ply", config(tmp_path))
     with pytest.raises(UserError, match=r"none.yaml: no such file"):
         CloudConfig.load(tmp_path / "none.yaml")
