@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import __version__
 from .config import CompareConfig, TrainConfig
+from .distributed import join, leave, rank
 from .errors import UserError
 
 # A flag that is cut short is a mistake; it must not start a long build.
@@ -151,14 +152,13 @@ def evaluate(
         votes: how often every point is seen at least; the run's eval.votes by default.
         rotations: angles about the vertical axis that every ball is shown at; the run's eval.rotations by default.
     """
-    from .distributed import process_group, rank
     from .experiments.evaluation import evaluate_run, score_table
 
-    with process_group():
-        results = evaluate_run(run, store, groups, branch, engine, votes, rotations)
-        if rank() == 0:
-            print(score_table(results))
-            print(f"written to {Path(run) / results['file']}")
+    join()
+    results = evaluate_run(run, store, groups, branch, engine, votes, rotations)
+    if rank() == 0:
+        print(score_table(results))
+        print(f"written to {Path(run) / results['file']}")
 
 
 def predict(
@@ -189,11 +189,10 @@ def predict(
         device: torch device; auto takes the GPU when there is one.
         engine: engine of a MinkUNet; the model's own by default.
     """
-    from .distributed import process_group
     from .experiments.prediction import predict
 
-    with process_group():
-        failed = predict(run, source, out, format, pattern, columns, votes, rotations, device, engine)
+    join()
+    failed = predict(run, source, out, format, pattern, columns, votes, rotations, device, engine)
     return int(failed > 0)
 
 
@@ -363,7 +362,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except FloatingPointError as error:  # a training that diverged, not bad input
         fail(program, error)
         code = 1
+    except SystemExit as end:
+        code = end.code
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         code = 130
-    sys.exit(code or 0)
+    leave(code or 0)

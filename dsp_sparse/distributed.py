@@ -7,10 +7,11 @@ there are.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -34,24 +35,31 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Inside, the processes that torchrun started are one job; a process that it did not start is a job of its own.
+def join() -> None:
+    """Make the processes that torchrun started one job, until they `leave`; another process is a job of its own.
 
     Raises:
         UserError: the environment does not say how to reach the other processes.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield
         return
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"WORLD_SIZE is set, but the job cannot be joined ({str(error).splitlines()[0]})") from None
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    One of several ends at once. Were it to take the interpreter and the group down step by step, threads of gloo that
+    still run could abort it after all its work.
+    """
+    if not dist.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def rotated(ball: Sample, angle: float) -> Sample:
 def evaluate(branch: BasicBranch, scenes: Sequence[Scene], classes: Sequence[str], voting: Voting) -> dict:
     """Score a network on scenes, with one confusion matrix summed over all of them.
 
-    Inside `distributed.process_group` every rank scores its share of the scenes; what is returned is the same on every
+    After `distributed.join` every rank scores its share of the scenes; what is returned is the same on every
     rank and for every number of ranks.
 
     Args:

@@ -30,7 +30,7 @@ def evaluate_run(
 ) -> dict:
     """Evaluate a run and write the scores into its folder, see `evaluation_file`.
 
-    Inside `distributed.process_group` the ranks share the scenes, and rank 0 writes.
+    After `distributed.join` the ranks share the scenes, and rank 0 writes.
 
     Args:
         run: run folder.

@@ -56,7 +56,7 @@ def predict(
     """Label every point of a cloud, or of all clouds of a folder.
 
     Of a folder, clouds that have their file in `out` already are left out, and a cloud that cannot be read is reported
-    and leaves the others alone. Inside `distributed.process_group` the ranks share the clouds.
+    and leaves the others alone. After `distributed.join` the ranks share the clouds.
 
     Args:
         run: run folder, or a model file.

@@ -67,16 +67,16 @@ def test_another_process_that_is_gone_is_an_error(tmp_path):
     """Who waits for the sum is told, in one line."""
     program = """
 import os, numpy as np
-from dsp_sparse.distributed import process_group, rank, sum_over_ranks
-with process_group():
-    sum_over_ranks(np.ones(1, np.int64))
-    if rank() == 1:
-        os._exit(0)
-    try:
-        sum_over_ranks(np.ones(1, np.int64))
-    except ConnectionError as error:
-        print("told:", error, flush=True)
+from dsp_sparse.distributed import join, leave, rank, sum_over_ranks
+join()
+sum_over_ranks(np.ones(1, np.int64))
+if rank() == 1:
     os._exit(0)
+try:
+    sum_over_ranks(np.ones(1, np.int64))
+except ConnectionError as error:
+    print("told:", error)
+leave(0)
 """
     (tmp_path / "program.py").write_text(program)
     command = [*TORCHRUN, "2", str(tmp_path / "program.py")]
@@ -88,11 +88,13 @@ with process_group():
 def test_without_torchrun_there_is_one_process(monkeypatch):
     """Rank 0 of 1 takes everything, and a sum is what it was."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with distributed.process_group():
-        assert (distributed.rank(), distributed.world()) == (0, 1)
-        counts = np.arange(3)
-        assert distributed.sum_over_ranks(counts).tolist() == [0, 1, 2]
-        assert sorted(share([3, 1, 2], float)) == [1, 2, 3]
+    distributed.join()
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    counts = np.arange(3)
+    assert distributed.sum_over_ranks(counts).tolist() == [0, 1, 2]
+    assert sorted(share([3, 1, 2], float)) == [1, 2, 3]
+    with pytest.raises(SystemExit, match="3"):
+        distributed.leave(3)
 
 
 def test_half_an_environment_of_torchrun_is_named(monkeypatch):
@@ -100,14 +102,14 @@ def test_half_an_environment_of_torchrun_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="WORLD_SIZE is set, but the job cannot be joined"), distributed.process_group():
-        pass
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but the job cannot be joined"):
+        distributed.join()
 
 
 def test_a_number_of_processes_that_is_none_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "abc")
-    with pytest.raises(UserError, match="WORLD_SIZE is set, but the job cannot be joined"), distributed.process_group():
-        pass
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but the job cannot be joined"):
+        distributed.join()
 
 
 def test_a_mistake_that_all_processes_meet_is_told_once(make_run, rooms_store):
