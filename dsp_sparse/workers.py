@@ -22,14 +22,15 @@ def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[
     Args:
         work: picklable as an argument of a new process: it may hold shared memory.
         jobs: its arguments.
-        workers: number of processes, at least 1.
+        workers: number of processes, at least 1; no more than jobs are started.
         done: called here whenever a job is done.
         advice: what to try when a worker was killed.
 
     Raises:
         UserError: a worker was killed. And what `work` raises.
     """
-    if workers == 1:
+    workers = min(workers, len(jobs))
+    if workers <= 1:
         for job in jobs:
             work(*job)
             done()

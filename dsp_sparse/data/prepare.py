@@ -124,7 +124,9 @@ def prepare(
             raise UserError(f"{dataset.root}: a cloud has the name of a tile of another; rename it")
         if missing or found is None or found["scenes"] != entries:
             write_json(out / MANIFEST, {**header, "scenes": entries})
-    if progress:
+    if progress and not missing:
+        print(f"all {len(folders)} clouds were there already")
+    elif progress:
         seconds = time.perf_counter() - begin
         written = [e for e in entries if e["cloud"] in {scene.name for scene in missing}]
         points, kept = (sum(e[key] for e in written) for key in ("original_points", "points"))

@@ -258,7 +258,7 @@ def test_progress_counts_points(tiny_dataset, tmp_path, capsys):
     assert printed.out.startswith(f"3 of 3 clouds prepared: 1,200 points -> {kept:,} grid points in ")
     assert printed.out.endswith(" points/s\n")
     prepare(tiny_dataset, tmp_path / "store", 0.25, tile_points=150)
-    assert capsys.readouterr().out.startswith("0 of 3 clouds prepared: 0 points")
+    assert capsys.readouterr().out.startswith("all 3 clouds were there already")
 
 
 def bad_cloud(points=((0, 0, 0),)):
