@@ -117,7 +117,7 @@ def test_evaluate_repeats_the_scores_of_training(trained, branch, capsys):
         assert scores["confusion"] == json.loads((trained / "results.json").read_text())["confusion"]
 
 
-def test_predict_labels_every_point_and_keeps_its_fields(trained, tmp_path):
+def test_predict_labels_every_point_and_keeps_its_fields(trained, tmp_path, capsys):
     vertex = np.zeros(700, [(n, "f8") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")] + [("id", "i4")])
     generator = np.random.default_rng(0)
     for name in "xyz":
@@ -125,6 +125,7 @@ def test_predict_labels_every_point_and_keeps_its_fields(trained, tmp_path):
     vertex["id"] = np.arange(700)
     PlyData([PlyElement.describe(vertex, "vertex")]).write(str(tmp_path / "in.ply"))
     assert run("predict", trained, tmp_path / "in.ply", "--out", tmp_path / "out.ply") == 0
+    assert f"{tmp_path / 'out.ply'}: {len(vertex)} points\n" in capsys.readouterr().out
     predicted = PlyData.read(str(tmp_path / "out.ply"))["vertex"].data
     for name in ("x", "y", "z", "id"):
         np.testing.assert_array_equal(predicted[name], vertex[name])

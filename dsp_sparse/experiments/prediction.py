@@ -99,7 +99,7 @@ def predict(
         voting = Voting(radius=model.radius, max_points=model.max_points, votes=votes, rotations=rotations)
         if not folder:
             if rank() == 0:
-                label_cloud(branch, model, voting, jobs[0], format, columns)
+                print(f"{out}: {label_cloud(branch, model, voting, jobs[0], format, columns)} points", flush=True)
             return 0
         # What rank 0 finds finished is so for all of them, and the others share the rest.
         finished = sum_over_ranks(np.array([rank() == 0 and job.out.exists() for job in jobs], np.int64))
