@@ -335,10 +335,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for name, sub in parsers.items():
         commands.add_subcommand(name, sub, help=sub.description.partition("\n")[0])
 
+    typed = list(sys.argv[1:] if argv is None else argv)
     # Flags may be written with hyphens, too.
-    argv = [
-        re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv or sys.argv[1:]
-    ]
+    argv = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in typed]
+    as_typed = {word: original for word, original in zip(argv, typed, strict=True) if word != original}
     if len(argv) > 1 and argv[0] in with_settings and not argv[1].startswith("-"):
         argv.insert(1, "--config")
     place = f" (settings file: {argv[2]})" if "--config" in argv[1:2] else ""
@@ -356,7 +356,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             values.pop("config")
             code = function(settings(**values), out)
     except ArgumentError as error:
-        code = fail(program, f"{reworded(str(error), name)}{place}")
+        message = reworded(str(error), name)
+        for word, original in as_typed.items():
+            message = message.replace(word, original)
+        code = fail(program, f"{message}{place}")
     except (UserError, OSError) as error:  # OSError: a file that cannot be read or written
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input
