@@ -1,7 +1,6 @@
 """The program `dsp-sparse`: one function a subcommand; its signature and docstring are the command line."""
 
 import inspect
-import os
 import re
 import sys
 from argparse import Action, ArgumentError
@@ -15,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import __version__
 from .config import CompareConfig, TrainConfig
-from .distributed import join, leave, rank
+from .distributed import join, leave, rank, require_one_process
 from .errors import UserError
 
 # A flag that is cut short is a mistake; it must not start a long build.
@@ -243,12 +242,6 @@ def compare(config: CompareConfig, out: str) -> int:
     report = compare(config, out)
     print((Path(out) / "table.md").read_text())
     return int(any(map(errors, report["runs"])))
-
-
-def require_one_process(command: str) -> None:
-    """Raise a UserError under torchrun: the processes would all train the same network, in one folder."""
-    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(f"{command} runs in one process, got WORLD_SIZE {count}; start it without torchrun")
 
 
 def fail(program: str, message: object) -> int:

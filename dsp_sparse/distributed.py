@@ -41,12 +41,23 @@ def join() -> None:
     Raises:
         UserError: the environment does not say how to reach the other processes.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if _processes() == "1":
         return
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"WORLD_SIZE is set, but the job cannot be joined ({str(error).splitlines()[0]})") from None
+
+
+def require_one_process(command: str) -> None:
+    """Raise a UserError under torchrun: the processes would all train the same network, in one folder."""
+    if (count := _processes()) != "1":
+        raise UserError(f"{command} runs in one process, got WORLD_SIZE {count}; start it without torchrun")
+
+
+def _processes() -> str:
+    """How many processes torchrun says that it started."""
+    return os.environ.get("WORLD_SIZE", "1")
 
 
 def leave(code: int) -> NoReturn:

@@ -93,14 +93,14 @@ class Potentials:
         self.values[blocks] += np.maximum(1 - squared / self.radius**2, 0) ** 2
 
 
-class BallSampler:
-    """Batches of independent balls that cover the scenes evenly: a batch sampler for a `DataLoader`.
+class BatchSampler:
+    """The batches of an epoch, as far as one of several processes takes them: what `DataLoader` asks for balls.
 
-    Potentials start anew every epoch, which makes an epoch a function of (seed, epoch) alone. W ranks with batches of b
-    balls draw what one process draws with batches of W · b: of every such batch, rank r takes the r-th part.
+    W ranks with batches of b balls draw what one process draws with batches of W · b: of every such batch, rank r takes
+    the r-th part.
 
     Args:
-        scenes: scenes to cut from, at least one.
+        scenes: scenes to cut from.
         radius: radius of the balls, metres.
         batch_size: balls a batch and rank.
         steps: batches of the epoch.
@@ -109,6 +109,12 @@ class BallSampler:
         rank: number of this process.
         world: number of processes.
         first_step: batches to leave out at the start, of an epoch that is resumed.
+
+    Attributes:
+        seed: what a subclass draws from, (seed, epoch).
+        size: balls of all ranks together in a batch.
+        own: which of them are this rank's.
+        steps: the steps to take.
     """
 
     def __init__(
@@ -124,21 +130,41 @@ class BallSampler:
         world: int = 1,
         first_step: int = 0,
     ):
-        if not scenes:
-            raise UserError("no scenes to sample from, expected at least one")
+        if not 0 <= rank < world:
+            raise UserError(f"rank must be at least 0 and less than world, got rank {rank} of {world}")
+        if not 0 <= first_step <= steps:
+            raise UserError(f"first_step must be at least 0 and at most steps, got {first_step} of {steps}")
         self.scenes, self.radius, self.seed = scenes, radius, (seed, epoch)
-        self.share = Share(batch_size, steps, rank, world, first_step)
+        self.size = batch_size * world
+        self.own = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.steps = range(first_step, steps)
 
     def __len__(self) -> int:
-        return len(self.share.steps)
+        return len(self.steps)
+
+
+class BallSampler(BatchSampler):
+    """Batches of independent balls that cover the scenes evenly.
+
+    Potentials start anew every epoch, which makes an epoch a function of (seed, epoch) alone.
+
+    Args:
+        scenes: scenes to cut from, at least one.
+        settings: the rest of what a `BatchSampler` takes.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], **settings):
+        if not scenes:
+            raise UserError("no scenes to sample from, expected at least one")
+        super().__init__(scenes, **settings)
 
     def __iter__(self) -> Iterator[list[Ball]]:
         generator = np.random.default_rng([*self.seed, 0])
         potentials = [Potentials(scene, self.radius, generator) for scene in self.scenes]
         lowest = np.array([p.values.min() for p in potentials])
-        for step in range(self.share.steps.stop):
+        for step in range(self.steps.stop):
             batch = []
-            for position in range(self.share.size):
+            for position in range(self.size):
                 chosen = int(lowest.argmin())
                 potential = potentials[chosen]
                 first = self.scenes[chosen].index.starts[potential.values.argmin()]
@@ -146,34 +172,8 @@ class BallSampler:
                 potential.visit(centre)
                 lowest[chosen] = potential.values.min()
                 batch.append(Ball(chosen, centre, (*self.seed, step, position + 1)))  # 0 is the sampler itself
-            if step in self.share.steps:
-                yield batch[self.share.own]
-
-
-class Share:
-    """What one of several processes takes of the batches of an epoch.
-
-    Args:
-        batch_size: samples a batch and rank.
-        steps: batches of the epoch.
-        rank: number of this process.
-        world: number of processes.
-        first_step: batches to leave out at the start.
-
-    Attributes:
-        size: samples of all ranks together in a batch.
-        own: which of them are this rank's.
-        steps: the steps to take.
-    """
-
-    def __init__(self, batch_size: int, steps: int, rank: int, world: int, first_step: int):
-        if not 0 <= rank < world:
-            raise UserError(f"rank must be at least 0 and less than world, got rank {rank} of {world}")
-        if not 0 <= first_step <= steps:
-            raise UserError(f"first_step must be at least 0 and at most steps, got {first_step} of {steps}")
-        self.size = batch_size * world
-        self.own = slice(rank * batch_size, (rank + 1) * batch_size)
-        self.steps = range(first_step, steps)
+            if step in self.steps:
+                yield batch[self.own]
 
 
 def cover(

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .store import Scene, SceneStore, map_array, scene_folder
+from .weak_labels import require_labels_of
 
 PART = 2**20
 
@@ -66,14 +67,13 @@ def _fits(path: Path, scene: Scene) -> bool:
     try:
         weak = map_array(path)
         labels = map_array(scene.folder / "labels.npy")
+        require_labels_of(scene, path, weak)
     except (OSError, ValueError, KeyError):
         return False
-    if weak.dtype != np.int16 or weak.shape != labels.shape or weak.min(initial=-1) < -1:
+    if weak.shape != labels.shape:
         return False
     labelled = weak >= 0
-    if path.parent.name.startswith("mask-"):
-        return weak.max(initial=-1) < len(scene.class_counts)
-    return np.array_equal(weak[labelled], labels[labelled])
+    return path.parent.name.startswith("mask-") or np.array_equal(weak[labelled], labels[labelled])
 
 
 def _sha256(path: Path, bar: tqdm) -> str:

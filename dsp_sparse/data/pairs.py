@@ -7,56 +7,35 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .balls import Ball, Share, near
+from .balls import Ball, BatchSampler, near
 from .batch import Batch, Sample, collate
 from .store import Scene
 from .weak_labels import WeakLabels, rows_by_class
 
 
-class PairSampler:
-    """Batches of pairs: samples 2k and 2k + 1 share a weakly labelled class. A batch sampler for a `DataLoader`.
+class PairSampler(BatchSampler):
+    """Batches of pairs: samples 2k and 2k + 1 share a weakly labelled class.
 
     A pair starts with a class, drawn uniformly so that rare classes are not starved. Its first ball is centred near a
     labelled point of that class, the second near one in another scene, or near another point of the same scene where
     no other scene has the class. Both balls name their point as anchor, which survives cropping and the cap on points.
 
-    A batch is a function of (seed, epoch, step) alone. W ranks with batches of b balls draw what one process draws with
-    batches of W · b: of every such batch, rank r takes the r-th part, whole pairs.
+    A batch is a function of (seed, epoch, step) alone. Ranks take whole pairs.
 
     Args:
         scenes: scenes to cut from.
         weak_labels: per scene `[n]` class ids, -1 where unlabelled.
-        radius: radius of the balls, metres.
         batch_size: balls a batch and rank, even.
-        steps: batches of the epoch.
-        seed: seed of the run.
-        epoch: epoch of the run.
-        rank: number of this process.
-        world: number of processes.
-        first_step: batches to leave out at the start, of an epoch that is resumed.
+        settings: the rest of what a `BatchSampler` takes.
 
     Raises:
         UserError: an odd batch size, or no two samples with a common class (no class has two labelled points).
     """
 
-    def __init__(
-        self,
-        scenes: Sequence[Scene],
-        weak_labels: Sequence[np.ndarray],
-        *,
-        radius: float,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world: int = 1,
-        first_step: int = 0,
-    ):
+    def __init__(self, scenes: Sequence[Scene], weak_labels: Sequence[np.ndarray], *, batch_size: int, **settings):
         if batch_size < 2 or batch_size % 2:
             raise UserError(f"batch_size must be even and at least 2 to hold pairs, got {batch_size}")
-        self.scenes, self.radius, self.seed = scenes, radius, (seed, epoch)
-        self.share = Share(batch_size, steps, rank, world, first_step)
+        super().__init__(scenes, batch_size=batch_size, **settings)
         # class -> scene -> rows of its labelled points
         stored = isinstance(weak_labels, WeakLabels)
         self.labelled = weak_labels.by_class if stored else rows_by_class(weak_labels)
@@ -67,13 +46,10 @@ class PairSampler:
                 f"{len(scenes)} scenes has two labelled points; expected more labels or more scenes"
             )
 
-    def __len__(self) -> int:
-        return len(self.share.steps)
-
     def __iter__(self) -> Iterator[list[Ball]]:
-        for step in self.share.steps:
+        for step in self.steps:
             generator = np.random.default_rng([*self.seed, step])
-            anchors = [a for _ in range(self.share.size // 2) for a in self._pair(generator)]
+            anchors = [a for _ in range(self.size // 2) for a in self._pair(generator)]
             batch = [
                 Ball(
                     scene=scene,
@@ -83,7 +59,7 @@ class PairSampler:
                 )
                 for position, (scene, row) in enumerate(anchors)
             ]
-            yield batch[self.share.own]
+            yield batch[self.own]
 
     def _pair(self, generator: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
         """Two labelled points of one class, as (scene, row)."""

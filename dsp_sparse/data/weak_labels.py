@@ -108,7 +108,7 @@ def weak_labels(store: SceneStore, labelling: Labelling, scenes: Sequence[Scene]
         _label(tiles[cloud], labelling, folder)
     labels = WeakLabels([folder / f"{scene.name}.npy" for scene in scenes])
     for path, array, scene in zip(labels.files, labels, scenes, strict=True):
-        _check(path, array, scene.num_points, len(store.classes))
+        require_labels_of(scene, path, array)
     return labels
 
 
@@ -209,13 +209,14 @@ def _read_mask(labelling: Labelling, cloud: str, count: int) -> np.ndarray:
     return mask
 
 
-def _check(path: Path, labels: np.ndarray, count: int, num_classes: int) -> None:
-    """Raise a UserError unless a file holds the labels of `count` points."""
-    if labels.dtype != np.int16 or labels.shape != (count,):
+def require_labels_of(scene: Scene, path: Path, labels: np.ndarray) -> None:
+    """Raise a UserError unless the labels in a file can be those of a scene: as many, and of its classes."""
+    classes = len(scene.class_counts)
+    if labels.dtype != np.int16 or labels.shape != (scene.num_points,):
         found = f"{labels.dtype} values of shape {labels.shape}"
-        raise UserError(f"{path}: {found}, expected the int16 labels of {count} points; delete the file")
-    if labels.min(initial=-1) < -1 or labels.max(initial=-1) >= num_classes:
-        raise UserError(f"{path}: labels outside -1 to {num_classes - 1}; the file is damaged, delete it")
+        raise UserError(f"{path}: {found}, expected the int16 labels of {scene.num_points} points; delete the file")
+    if labels.min(initial=-1) < -1 or labels.max(initial=-1) >= classes:
+        raise UserError(f"{path}: labels outside -1 to {classes - 1}; the file is damaged, delete it")
 
 
 def _open(load: Callable[[Path], np.ndarray], path: Path, what: str) -> np.ndarray:
