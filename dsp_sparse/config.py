@@ -1,8 +1,10 @@
 """Typed settings of a training run. YAML files and command-line flags fill the same frozen dataclasses."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .backbones.kpfcnn import KPFCNNConfig
 from .backbones.minkunet import MinkUNetConfig
@@ -10,7 +12,9 @@ from .errors import UserError
 
 Backbone = Literal["kpfcnn", "minkunet"]
 Method = Literal["baseline", "csfr", "isfr", "joint", "csfr-isfr", "isfr-csfr"]
+Branch = Literal["basic", "cross", "intra"]
 LabelledBy = Literal["class", "cloud"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def _require(section: str, settings: object, **expected: tuple[bool, str]) -> None:
@@ -188,6 +192,8 @@ class OptimConfig:
     Args:
         epochs: epochs a stage.
         steps_per_epoch: optimiser steps an epoch.
+        accumulate: batches a step, whose gradients are summed before the optimiser moves: the step of a batch as many
+            times as large, in the memory of one.
         lr: learning rate at the start of a stage.
         offset_lr_factor: learning rate of what moves kernel points (deformable KPFCNN) as a share of that of the rest.
         lr_decay: learning rate at the end of a stage as a share of `lr`, reached exponentially, epoch by epoch.
@@ -199,6 +205,7 @@ class OptimConfig:
 
     epochs: int = 600
     steps_per_epoch: int = 500
+    accumulate: int = 1
     lr: float = 0.01
     offset_lr_factor: float = 0.1
     lr_decay: float = 1e-4
@@ -213,6 +220,7 @@ class OptimConfig:
             self,
             epochs=(self.epochs >= 1, "at least 1"),
             steps_per_epoch=(self.steps_per_epoch >= 1, "at least 1"),
+            accumulate=(self.accumulate >= 1, "at least 1"),
             lr=(self.lr > 0, "positive"),
             offset_lr_factor=(self.offset_lr_factor >= 0, "at least 0"),
             lr_decay=(0 < self.lr_decay <= 1, "in (0, 1]"),
@@ -249,6 +257,22 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a training is computed; what is trained does not depend on it but for rounding and batch statistics.
+
+    Args:
+        precision: of forward and backward passes; weights, batch statistics, losses and the optimiser stay float32.
+            float16 scales the loss, so that small gradients do not vanish.
+        compile: compile the dense layers with torch.compile.
+        sync_batchnorm: under torchrun, batch statistics of all processes together instead of each one's own.
+    """
+
+    precision: Precision = "float32"
+    compile: bool = False
+    sync_batchnorm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
@@ -265,7 +289,9 @@ class TrainConfig:
         augment: augmentation.
         loss: weights and switches of the losses.
         optim: optimisation.
+        compute: precision, compilation, and what several processes share.
         eval: evaluation at the end of the run.
+        tensorboard: write the metrics as TensorBoard events, too (extra `tensorboard`).
     """
 
     data: DataConfig
@@ -279,7 +305,9 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tensorboard: bool = False
 
     def __post_init__(self):
         _require(
@@ -287,6 +315,49 @@ class TrainConfig:
             self,
             seed=(self.seed >= 0, "at least 0"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A method with other settings, compared beside the methods.
+
+    Args:
+        name: what tables call it; part of the name of its run folders.
+        method: its losses and stages.
+        settings: settings of `TrainConfig` in which it differs from `train`, by dotted name, such as `loss.seg_c`.
+    """
+
+    name: str
+    method: Method
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        plain = re.fullmatch(r"[\w.+-]+", self.name) is not None and self.name not in get_args(Method)
+        _require("variants.", self, name=(plain, "letters, digits and _ . + - and no method's name"))
+        own = {"backbone", "method", "seed", "data.label_rate", "data.label_seed"} & set(self.settings)
+        if own:
+            raise UserError(f"variants.{self.name} sets {min(own)}, which a comparison sets itself")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperScore:
+    """A score that the paper printed, to stand beside one's own.
+
+    Args:
+        method: a method, or the name of a variant.
+        label_rate: share of labelled points; 1 is full supervision.
+        miou: mIoU in percent.
+        backbone: backbone it was reached with.
+        branch: which output of the network was scored.
+        iou: IoU of the classes in percent.
+    """
+
+    method: str
+    label_rate: float
+    miou: float
+    backbone: Backbone = "kpfcnn"
+    branch: Branch = "basic"
+    iou: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,9 +374,16 @@ class CompareConfig:
         label_rates: shares of labelled points; empty where `train.data` says which points are labelled, by
             `label_points` or `label_mask`.
         seeds: one run each; runs with the same seed and rate see the same weak labels and are compared in pairs.
-        equal_updates: train methods of one stage for more epochs, so that every run takes as many optimiser steps
-            as the method with most stages; false is the paper's protocol (the same epochs a stage).
+        variants: methods with other settings, compared beside `methods`.
+        full_supervision: methods that are trained with all labels, too.
+        branches: outputs to score beside the basic one, of runs that trained the module of the branch (paper Table 3).
+        equal_updates: train methods of one stage for twice the epochs, so that every run takes as many optimiser steps
+            as a method of two stages; false is the paper's protocol (the same epochs a stage).
         engines: engines of minkunet to compare; empty: the one of `train.minkunet.engine`.
+        runs: folder of the run folders; `runs` in the comparison's folder by default. Comparisons with the same
+            folder share the runs that they have in common.
+        title: heading of the report.
+        paper: scores to print beside one's own.
     """
 
     train: TrainConfig
@@ -313,23 +391,36 @@ class CompareConfig:
     methods: list[Method]
     label_rates: list[float]
     seeds: list[int]
+    variants: list[Variant] = field(default_factory=list)
+    full_supervision: list[Method] = field(default_factory=list)
+    branches: list[Literal["cross", "intra"]] = field(default_factory=list)
     equal_updates: bool = True
     engines: tuple[str, ...] = ()
+    runs: str | None = None
+    title: str = ""
+    paper: list[PaperScore] = field(default_factory=list)
 
     def __post_init__(self):
-        for name in ("backbones", "methods", "label_rates", "seeds", "engines"):
-            values = getattr(self, name)
-            if not isinstance(values, list | tuple):
-                raise UserError(f"{name} must be a list, got {values!r}")
-            if not values and name not in ("label_rates", "engines"):
+        for name in ("backbones", "methods", "label_rates", "seeds", "engines", "full_supervision", "branches"):
+            _require_distinct(name, getattr(self, name))
+            if not getattr(self, name) and name in ("backbones", "methods", "seeds"):
                 raise UserError(f"{name} must list at least one value")
-            if len(set(values)) != len(values):
-                raise UserError(f"{name} must list no value twice, got {list(values)}")
+        _require_distinct("variants", [variant.name for variant in self.variants])
         data = self.train.data
         if bool(self.label_rates) == (data.label_points is not None or data.label_mask is not None):
             raise UserError(
                 f"label_rates must list at least one value, or none where train.data.label_points or label_mask is "
                 f"given, got {list(self.label_rates)}"
             )
+        if 1.0 in self.label_rates and self.full_supervision:
+            raise UserError(f"full_supervision adds the label rate 1, which label_rates {self.label_rates} has already")
         if self.engines and "minkunet" not in self.backbones:
             raise UserError(f"engines are those of minkunet, which backbones {self.backbones} leave out")
+
+
+def _require_distinct(name: str, values: Iterable) -> None:
+    """Raise a UserError unless a setting is a list without repetitions."""
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{name} must be a list, got {values!r}")
+    if len(set(values)) != len(values):
+        raise UserError(f"{name} must list no value twice, got {list(values)}")

@@ -16,7 +16,7 @@ def plot_comparison(runs: list[dict], path: Path) -> None:
         warnings.warn("no figure: matplotlib is missing (pip install 'dsp-sparse[report]')", stacklevel=2)
         return
     groups = group_runs([r for r in runs if "results" in r and r["results"]["miou"] is not None])
-    rates = sorted({rate for rate, *_ in groups})
+    rates = list(dict.fromkeys(rate for rate, *_ in groups))
     if not rates:
         return
     kinds = list(dict.fromkeys((method, engine) for *_, method, engine in groups))

@@ -1,29 +1,16 @@
 """The table of a comparison: mean ± standard deviation over seeds, and paired differences to the baseline."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
-COLUMNS = (
-    "labels",
-    "backbone",
-    "method",
-    "seeds",
-    "mIoU %",
-    "vs. baseline",
-    "OA %",
-    "mAcc %",
-    "optimiser steps",
-    "training s",
-)
-ENGINE_COLUMNS = ("evaluation s", "mIoU % with the first engine's weights")
 
-
-def spread(values: Iterable[float | None], scale: float = 100.0) -> str:
+def spread(values: Iterable[float | None], signed: bool = False) -> str:
     """`mean ± standard deviation` in percent; one value has no spread, none is a dash, None does not count."""
-    values = [scale * v for v in values if v is not None]
+    values = [100 * v for v in values if v is not None]
     if not values:
         return "-"
-    return f"{mean(values):.1f}" if len(values) == 1 else f"{mean(values):.1f} ± {stdev(values):.1f}"
+    average = f"{mean(values):+.1f}" if signed else f"{mean(values):.1f}"
+    return average if len(values) == 1 else f"{average} ± {stdev(values):.1f}"
 
 
 def seconds(values: Iterable[float], digits: int = 0) -> str:
@@ -39,13 +26,19 @@ def labels_of(run: dict) -> str:
     return "mask" if "label_mask" in run else f"{100 * run['label_rate']:.10g} %"
 
 
+def method_of(run: dict) -> str:
+    """What tables call a run's method: the name of its variant if it is one."""
+    return run.get("variant", run["method"])
+
+
 def group_runs(runs: list[dict]) -> dict[tuple, list[dict]]:
     """Runs by (label rate, backbone, method, engine), each group in the order of its seeds; None: not compared."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
-        key = (run.get("label_rate"), run["backbone"], run["method"], run.get("engine"))
+        key = (run.get("label_rate"), run["backbone"], method_of(run), run.get("engine"))
         groups.setdefault(key, []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: item[0][:2]))  # stable: the rest stays in the given order
+    # Stable: the rest stays in the given order. Labels that are not a share come first.
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0] or 0, item[0][1])))
 
 
 def differences(group: list[dict], baseline: list[dict]) -> list[float]:
@@ -55,35 +48,48 @@ def differences(group: list[dict], baseline: list[dict]) -> list[float]:
     return [score - base for score, base in pairs if None not in (score, base)]
 
 
-def comparison_table(runs: list[dict]) -> str:
+def comparison_table(runs: list[dict], paper: Sequence[dict] = ()) -> str:
     """A Markdown table, one row a (label rate, backbone, method, engine); failed runs are counted and listed below it,
-    never averaged away. The columns about engines are there if engines are compared.
+    never averaged away. Columns of branches, of engines and of the paper are there if there is something in them.
+
+    Args:
+        runs: the `runs` of a comparison's results.
+        paper: its `paper`, `PaperScore` as dicts.
     """
     groups = group_runs(runs)
-    engines = any("engine" in run for run in runs)
-    columns = (*COLUMNS[:2], "engine", *COLUMNS[2:], *ENGINE_COLUMNS) if engines else COLUMNS
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    branches = [name for name in ("cross", "intra") if any(name in run for run in runs)]
+    printed = {(p["label_rate"], p["backbone"], p["method"], p["branch"]): p["miou"] for p in paper}
+    rows = []
     for (rate, backbone, method, engine), group in groups.items():
         done = [r["results"] for r in group if "results" in r]
         failed = len(group) - len(done)
         baseline = groups.get((rate, backbone, "baseline", engine), [])
-        delta = "" if method == "baseline" else spread(differences(group, baseline))
-        cells = [
-            labels_of(group[0]),
-            backbone,
-            *([engine or "-"] if engines else []),
-            method,
-            f"{len(done)}" + (f", {failed} failed" if failed else ""),
-            spread(r["miou"] for r in done),
-            delta,
-            *(spread(r[key] for r in done) for key in ("overall_accuracy", "mean_accuracy")),
-            f"{done[0]['steps']}" if done else "-",
-            seconds(r["train_seconds"] for r in done),
-        ]
+        row = {"labels": labels_of(group[0]), "backbone": backbone}
+        if engines := any("engine" in run for run in runs):
+            row["engine"] = engine or "-"
+        row["method"] = method
+        row["seeds"] = f"{len(done)}" + (f", {failed} failed" if failed else "")
+        row["mIoU %"] = spread(r["miou"] for r in done)
+        row["vs. baseline"] = "" if method == "baseline" else spread(differences(group, baseline), signed=True)
+        row["OA %"] = spread(r["overall_accuracy"] for r in done)
+        row["mAcc %"] = spread(r["mean_accuracy"] for r in done)
+        for branch in branches:
+            scores = [r[branch]["results"]["miou"] for r in group if "results" in r.get(branch, {})]
+            row[f"{branch} branch mIoU %"] = spread(scores)
+        for branch in ("basic", *branches):
+            if any(key[3] == branch for key in printed):
+                score = printed.get((rate, backbone, method, branch))
+                name = "paper mIoU %" if branch == "basic" else f"paper {branch} branch"
+                row[name] = "" if score is None else f"{score:.1f}"
+        row["optimiser steps"] = f"{done[0]['steps']}" if done else "-"
+        row["training s"] = seconds(r["train_seconds"] for r in done)
         if engines:
             same = [r["first_engine"]["results"] for r in group if "results" in r.get("first_engine", {})]
-            cells += [seconds((r["seconds"] for r in same), digits=1), spread(r["miou"] for r in same)]
-        lines.append("| " + " | ".join(cells) + " |")
+            row["evaluation s"] = seconds((r["seconds"] for r in same), digits=1)
+            row["mIoU % with the first engine's weights"] = spread(r["miou"] for r in same)
+        rows.append(row)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     seeds = sorted({r["seed"] for r in runs})
     lines += [
         "",
@@ -102,7 +108,12 @@ def comparison_table(runs: list[dict]) -> str:
 
 def errors(run: dict) -> list[tuple[str, str]]:
     """What failed of a run, and why."""
-    name = " ".join(filter(None, (run["backbone"], run.get("engine"), run["method"])))
+    name = " ".join(filter(None, (run["backbone"], run.get("engine"), method_of(run))))
     name += f", {labels_of(run)} labelled, seed {run['seed']}"
-    found = [(name, run), (f"first engine's weights under {name}", run.get("first_engine", {}))]
+    others = {
+        "first_engine": "first engine's weights under",
+        "cross": "cross branch of",
+        "intra": "intra branch of",
+    }
+    found = [(name, run), *((f"{what} {name}", run.get(key, {})) for key, what in others.items())]
     return [(what, outcome["error"]) for what, outcome in found if "error" in outcome]

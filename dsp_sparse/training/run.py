@@ -39,9 +39,9 @@ class Run:
         self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
         self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
-        self._settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
+        self._settings = _plain(config)
         trained = self.checkpoint.exists() or self._results.exists()
-        if trained and (difference := _difference(_read_settings(self._config), self._settings)):
+        if trained and (difference := _difference(_plain(load_config(folder)), self._settings)):
             raise UserError(f"{self._config}: the run has {difference}; choose another folder")
 
     @property
@@ -83,15 +83,32 @@ class Run:
 
 
 def load_config(folder: str | Path) -> TrainConfig:
-    """The settings of a run folder. UserError: none there, or settings this version does not know."""
+    """The settings of a run folder; settings that are newer than the run have their defaults.
+
+    Raises:
+        UserError: none there, or settings this version does not know.
+    """
     path = Path(folder) / "config.yaml"
     settings = _read_settings(path)
+    try:
+        return parse_config(settings)
+    except UserError as error:
+        raise UserError(f"{path}: not the settings of a run ({error})") from None
+
+
+def parse_config(settings: dict) -> TrainConfig:
+    """The settings that a dict holds. UserError: an unknown setting, or a value that a setting cannot have."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, "run")
     try:
         return parser.instantiate(parser.parse_object({"run": settings})).run
     except Exception as error:  # jsonargparse lets the error of whatever value it met through
-        raise UserError(f"{path}: not the settings of a run ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(str(error).strip().splitlines()[0]) from None
+
+
+def _plain(config: TrainConfig) -> dict:
+    """The settings as a YAML file holds them: tuples are lists."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _read_settings(path: Path) -> dict:

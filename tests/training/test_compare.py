@@ -231,7 +231,7 @@ def test_the_first_engines_weights_are_evaluated_under_the_engine(config, tmp_pa
 def test_a_broken_file_in_a_run_folder_stops_it_at_once(name, content, config, tmp_path, monkeypatch):
     """Results that cannot be read are an error that names their file, before anything is trained."""
     config = replace(config, backbones=["minkunet"], engines=("native",))
-    for key, value in (("train", lambda *_: SCORES), ("under_engine", lambda *_: SCORES), ("plot_comparison", print)):
+    for key, value in (("train", lambda *_: SCORES), ("evaluation", lambda *_: SCORES), ("plot_comparison", print)):
         monkeypatch.setattr(module, key, value)
     run = tmp_path / "runs" / "minkunet-native-baseline-0.1-seed0"
     Run(run, cell_config(config, next(cells(config)))).start()
@@ -321,7 +321,7 @@ def test_the_last_columns_are_of_the_first_engines_weights():
     assert "* first engine's weights under minkunet slow baseline, 10 % labelled, seed 0: too slow" in table
 
 
-@pytest.mark.parametrize("failing", [None, "train", "under_engine"])
+@pytest.mark.parametrize("failing", [None, "train", "evaluation"])
 def test_the_exit_code_tells_of_failures(failing, config, tmp_path, monkeypatch):
     """0 only if every run and every evaluation under another engine succeeded."""
 
@@ -333,7 +333,7 @@ def test_the_exit_code_tells_of_failures(failing, config, tmp_path, monkeypatch)
 
         return act
 
-    for name in ("train", "under_engine"):
+    for name in ("train", "evaluation"):
         monkeypatch.setattr(module, name, action(name))
     config = replace(config, backbones=["minkunet"], engines=("native",))
     assert command(config, str(tmp_path)) == (failing is not None)
