@@ -16,6 +16,7 @@ from . import __version__
 from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process
 from .errors import UserError
+from .training.stop import Interrupted, terminate_as_interrupt
 
 # A flag that is cut short is a mistake; it must not start a long build.
 Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
@@ -224,17 +225,31 @@ def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
     return diagnose()
 
 
-def train(config: TrainConfig, out: str) -> None:
-    """Train one network and evaluate it; an interrupted run resumes where it stopped."""
+def train(config: TrainConfig, out: str, resume: bool = False) -> None:
+    """Train one network and evaluate it; an interrupted run resumes where it stopped.
+
+    Args:
+        config: settings of the run.
+        out: run folder.
+        resume: refuse to begin a new run: there must be one in the folder to go on with.
+    """
     from .experiments.evaluation import score_table
     from .training.loop import train
+    from .training.run import require_run
 
+    if resume:
+        require_run(out)
     require_one_process("train")
     print(score_table(train(config, out)))
 
 
 def compare(config: CompareConfig, out: str) -> int:
-    """Train and evaluate a matrix {backbone x method x rate x seed (x engine)}; write table, results and figure."""
+    """Train and evaluate a matrix {backbone x method x rate x seed (x engine)}; write table, results and figure.
+
+    Args:
+        config: settings of the comparison.
+        out: folder of the comparison.
+    """
     from .experiments.compare import compare
     from .experiments.table import errors
 
@@ -308,17 +323,47 @@ class Words(Action):
 
 
 def settings_parser(function: Callable, settings: type) -> ArgumentParser:
-    """A subcommand that reads a settings file; every setting is a flag, too."""
+    """A subcommand that reads a settings file; every setting is a flag, too.
+
+    So are the other arguments of its function; those without a default may stand in the settings file instead.
+    """
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
-    parser = Parser(description=inspect.getdoc(function), usage=usage)
+    parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
     parser.add_argument("--config", action=ActionConfigFile, help="settings file (or the first argument)")
-    parser.add_argument("--out", type=str, required=True, help="folder to write; `out:` in the settings file")
+    described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
+    for name, argument in own_arguments(function).items():
+        if argument.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=described[name])
+        elif argument.default is inspect.Parameter.empty:
+            help = f"{described[name].rstrip('.')}; `{name}:` in the settings file"
+            parser.add_argument(f"--{name}", type=argument.annotation, required=True, help=help)
+        else:
+            kind, default = argument.annotation, argument.default
+            parser.add_argument(f"--{name}", type=kind, default=default, help=described[name])
     parser.add_class_arguments(settings, as_group=False)
     return parser
 
 
+def own_arguments(function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a subcommand with settings that are not among the settings."""
+    return {name: a for name, a in inspect.signature(function).parameters.items() if name != "config"}
+
+
+def from_file(parser: ArgumentParser, function: Callable, argv: Sequence[str], message: str) -> bool:
+    """Whether the settings file of `argv` is refused with this message when no setting is a flag."""
+    required = [name for name, a in own_arguments(function).items() if a.default is a.empty]
+    try:
+        parser.parse_args([*argv[:3], *(f"--{name}=." for name in required)])
+    except ArgumentError as error:
+        return str(error) == message
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the program and exit: 0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted."""
+    """Run the program and exit.
+
+    0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+    """
     plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, doctor)}
     with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
     parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
@@ -334,25 +379,27 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     as_typed = {word: original for word, original in zip(argv, typed, strict=True) if word != original}
     if len(argv) > 1 and argv[0] in with_settings and not argv[1].startswith("-"):
         argv.insert(1, "--config")
-    place = f" (settings file: {argv[2]})" if "--config" in argv[1:2] else ""
     name = argv[0] if argv and argv[0] in parsers else ""
     program = f"dsp-sparse {name}".strip()
     try:
-        parsed = parser.parse_args(argv)
-        arguments = parsed[parsed.command]
-        if name in plain:
-            code = plain[name](**vars(arguments))
-        else:
-            function, settings = with_settings[name]
-            values = vars(parsers[name].instantiate(arguments))
-            out = values.pop("out")
-            values.pop("config")
-            code = function(settings(**values), out)
+        with terminate_as_interrupt():
+            parsed = parser.parse_args(argv)
+            arguments = parsed[parsed.command]
+            if name in plain:
+                code = plain[name](**vars(arguments))
+            else:
+                function, settings = with_settings[name]
+                values = vars(parsers[name].instantiate(arguments))
+                values.pop("config")
+                own = {key: values.pop(key) for key in own_arguments(function)}
+                code = function(settings(**values), **own)
     except ArgumentError as error:
         message = reworded(str(error), name)
         for word, original in as_typed.items():
             message = message.replace(word, original)
-        code = fail(program, f"{message}{place}")
+        if "--config" in argv[1:2] and from_file(parser, with_settings[name][0], argv, str(error)):
+            message += f" (settings file: {argv[2]})"
+        code = fail(program, message)
     except (UserError, OSError) as error:  # OSError: a file that cannot be read or written
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input
@@ -360,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = 1
     except SystemExit as end:
         code = end.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        code = 130
+        code = stop.code if isinstance(stop, Interrupted) else 130
     leave(code or 0)

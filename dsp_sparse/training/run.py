@@ -82,6 +82,12 @@ class Run:
         return [json.loads(line) for line in lines]
 
 
+def require_run(folder: str | Path) -> None:
+    """Raise a UserError unless a run has begun in a folder."""
+    if not (Path(folder) / "config.yaml").is_file():
+        raise UserError(f"{folder}: no run to go on with (it would hold config.yaml)")
+
+
 def load_config(folder: str | Path) -> TrainConfig:
     """The settings of a run folder; settings that are newer than the run have their defaults.
 
