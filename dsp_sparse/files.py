@@ -14,7 +14,13 @@ from .errors import UserError
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it is renamed to `path`, else removed."""
+    """Yield a temporary path beside `path`; on a clean exit it is renamed to `path`, else removed.
+
+    It is on the disk before it is renamed: after a power cut, too, `path` is the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written, for lack of space perhaps; the error names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -23,9 +29,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o644)
+        flush(temporary)
         os.replace(temporary, path)
+    except OSError as error:  # a failed write does not say of which file
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading files of torch without running code from them. Our own say in a header what they hold."""
+"""Files of torch, read without running code from them. Our own say in a header what they hold."""
 
 import pickle
 from collections.abc import Mapping
@@ -8,6 +8,16 @@ from typing import Any
 import torch
 
 from .errors import UserError
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """Write what `torch.save` can write. OSError: there is no room, or whatever else the system says."""
+    with path.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # torch tells where in its own file it was when a write failed; why, it only has as the context.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_tensors(path: Path, what: str = "file of weights") -> Any:

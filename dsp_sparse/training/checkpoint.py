@@ -13,7 +13,7 @@ from ..backbones.base import TapBackbone
 from ..errors import UserError
 from ..files import atomic_path
 from ..reallocation import CSFR, ISFR, MODULES
-from ..tensor_files import read_tensors, unpack
+from ..tensor_files import read_tensors, unpack, write_tensors
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,7 @@ def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None
 
 def _save(path: Path, kind: str, content: dict) -> None:
     with atomic_path(path) as temporary:
-        torch.save({"format": f"dsp-sparse {kind} 1", "version": __version__, "content": content}, temporary)
+        write_tensors(temporary, {"format": f"dsp-sparse {kind} 1", "version": __version__, "content": content})
 
 
 def _load(path: Path, kind: str) -> dict:
