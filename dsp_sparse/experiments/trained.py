@@ -23,7 +23,7 @@ class TrainedRun:
         folder: its folder.
         config: its settings.
         model: the trained network, on the run's device, in eval mode.
-        modules: its reallocation modules, each as last trained, by name (`csfr`, `isfr`).
+        modules: its reallocation modules without gradients, each as last trained, by name (`csfr`, `isfr`).
         store: its scene store.
         train_scenes: what it was trained on.
         test_scenes: what it is tested on.
@@ -42,12 +42,11 @@ class TrainedRun:
         """Open a run folder. UserError: not a finished run, or its store is gone or does not fit the model."""
         folder = Path(folder)
         config = load_config(folder)
-        model = load_model(folder, pick_device(config.device))
+        device = pick_device(config.device)
+        model, modules = load_model(folder, device), load_modules(folder / "modules.pt")
+        modules = {name: module.to(device).requires_grad_(False) for name, module in modules.items()}
         store = SceneStore.open(config.data.store)
         require_fit(store, model, folder)
-        modules = {
-            name: module.to(pick_device(config.device)) for name, module in load_modules(folder / "modules.pt").items()
-        }
         return cls(folder, config, model, modules, store, *split(store, config.data))
 
     def ball(self, scene: Scene, row: int) -> Sample:

@@ -1,0 +1,283 @@
+"""What pictures show: a scene with the predictions of runs, and where the affinity of chosen points goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kpconv_ops import nearest
+
+from ..data import Sample, Scene, SceneStore, collate
+from ..distributed import pick_device
+from ..errors import UserError
+from ..inference import BasicBranch, Voting, evaluating, predict_probabilities
+from ..palette import palette
+from ..training.checkpoint import load_model
+from ..training.run import load_config
+from .affinity import affinity_scores, tap_labels
+from .trained import TrainedRun, require_fit
+
+GREY = 160
+COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True, eq=False)
+class SceneView:
+    """The n grid points of a scene, or as many of them as are shown, and what runs say of them.
+
+    Args:
+        name: of the scene.
+        points: `[n, 3]` float32, metres; see `centre_of` for the origin.
+        colours: `[n, 3]` uint8 red green blue; grey where the store has no colour.
+        labels: `[n]` int16, -1 where there is none.
+        ceiling: `[n]` bool, what hides the rest from a viewer above, see `ceiling_of`.
+        predictions: by run `[n]` int16.
+        confidence: by run `[n]` float32, the probability of what it predicts.
+        classes: names of the C classes.
+        palette: `[C, 3]` uint8, their colours.
+    """
+
+    name: str
+    points: np.ndarray
+    colours: np.ndarray
+    labels: np.ndarray
+    ceiling: np.ndarray
+    predictions: dict[str, np.ndarray]
+    confidence: dict[str, np.ndarray]
+    classes: list[str]
+    palette: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class AffinityView:
+    """Where one point at the tap gathers its features from (paper Fig. 4).
+
+    Coordinates are those of the `SceneView` of the scene that a point lies in.
+
+    Args:
+        module: `csfr` or `isfr`.
+        label: class of the chosen point.
+        classes: names of the classes.
+        target_scene: name of the scene it lies in.
+        point: `[3]` float32, the chosen point.
+        target: `[n, 3]` float32, the input points of its ball.
+        target_colours: `[n, 3]` uint8.
+        target_labels: `[n]` int16.
+        target_ceiling: `[n]` bool.
+        source_scene: name of the scene that it attends to: a training scene for csfr, its own for isfr.
+        source: `[m, 3]` float32, the tap points it attends to.
+        affinity: `[m]` float32, how much it takes from each; sums to 1.
+        source_colours: `[m, 3]` uint8, those of the input points nearest to them.
+        source_labels: `[m]` int16, the most frequent of the input points they stand for.
+        source_ceiling: `[m]` bool.
+    """
+
+    module: str
+    label: int
+    classes: list[str]
+    target_scene: str
+    point: np.ndarray
+    target: np.ndarray
+    target_colours: np.ndarray
+    target_labels: np.ndarray
+    target_ceiling: np.ndarray
+    source_scene: str
+    source: np.ndarray
+    affinity: np.ndarray
+    source_colours: np.ndarray
+    source_labels: np.ndarray
+    source_ceiling: np.ndarray
+
+
+def scene_view(runs: Mapping[str, str | Path], store: SceneStore, scene: Scene, max_points: int = 60_000) -> SceneView:
+    """A scene as several runs see it.
+
+    Every run predicts all grid points, with its own votes. Of more than `max_points` an evenly spread part is shown,
+    always the same.
+
+    Args:
+        runs: folders of finished runs, by the name that their predictions get; none is fine.
+        store: the store of the scene.
+        scene: the scene.
+        max_points: most points to show.
+
+    Raises:
+        UserError: not a finished run, or a store that does not fit its model.
+    """
+    rows = shown_rows(scene.num_points, max_points)
+    predictions, confidence = {}, {}
+    for name, folder in runs.items():
+        config = load_config(folder)
+        model = load_model(folder, pick_device(config.device))
+        require_fit(store, model, Path(folder))
+        votes = {key: getattr(config.eval, key) for key in ("votes", "rotations", "batch_size")}
+        voting = Voting(radius=model.radius, max_points=model.max_points, **votes)
+        with tqdm(
+            total=scene.num_points, desc=f"{scene.name}: {name}", unit="point", unit_scale=True, leave=False
+        ) as bar:
+            likely, label = predict_probabilities(BasicBranch(model.net), scene, voting, scene.number, bar).max(1)
+        predictions[name] = label.numpy()[rows].astype(np.int16)
+        confidence[name] = likely.numpy()[rows]
+    return SceneView(
+        name=scene.name,
+        points=(scene.points[rows] - centre_of(scene)).astype(np.float32),
+        colours=colours_of(store, scene)[rows],
+        labels=scene.labels[rows],
+        ceiling=ceiling_of(scene, store.classes)[rows],
+        predictions=predictions,
+        confidence=confidence,
+        classes=store.classes,
+        palette=palette(len(store.classes)),
+    )
+
+
+def shown_rows(count: int, limit: int) -> np.ndarray:
+    """`limit` of `count` rows, all if there are not more; random, so that they are evenly spread, but ever the same."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))
+
+
+def centre_of(scene: Scene) -> np.ndarray:
+    """`[3]` float64, the middle of a scene's bounding box: the origin of its views."""
+    return (scene.points.min(0).astype(np.float64) + scene.points.max(0)) / 2
+
+
+def colours_of(store: SceneStore, scene: Scene) -> np.ndarray:
+    """`[n, 3]` uint8, the colours of a scene's grid points; grey where the store has none."""
+    names = list(store.features)
+    if not set(COLOURS) <= set(names):
+        return np.full((scene.num_points, 3), GREY, np.uint8)
+    return (scene.features[:, [names.index(name) for name in COLOURS]] * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def ceiling_of(scene: Scene, classes: list[str]) -> np.ndarray:
+    """`[n]` bool, the points to leave out for a look into a scene from above.
+
+    They are those of the class `ceiling`. Where no point has it, the upper tenth of the scene's height, if that covers
+    most of its ground: so an unlabelled ceiling is found, and open scenes keep their tops.
+    """
+    if "ceiling" in classes and (found := scene.labels == classes.index("ceiling")).any():
+        return found
+    points = scene.points
+    low, high = points.min(0), points.max(0)
+    upper = points[:, 2] > high[2] - 0.1 * (high[2] - low[2])
+    columns = ((points[:, :2] - low[:2]) / (5 * scene.grid)).astype(np.int64)
+    columns = columns[:, 0] * (columns[:, 1].max() + 1) + columns[:, 1]
+    covered = len(np.unique(columns[upper])) / len(np.unique(columns))
+    return upper if covered > 0.5 else np.zeros(len(points), bool)
+
+
+def affinity_view(run: str | Path, scene: Scene, per_class: int = 1) -> list[AffinityView]:
+    """Where the points of a ball of a scene attend to, through each module that a run trained.
+
+    The ball is the one of the scene that shows most classes. Of each of its classes the tap points are chosen whose
+    input points the network gives that class with most confidence. The source of CSFR is a ball of a training scene
+    that has the class, in the scene with most points of it, around the point in their midst.
+
+    Args:
+        run: folder of a finished run.
+        scene: a scene of its store.
+        per_class: how many points to choose of each class.
+
+    Returns:
+        The views, by module, then by class, then most confident first; none of a run that trained no module.
+
+    Raises:
+        UserError: not a finished run, or its store is gone or does not fit the model.
+    """
+    if per_class < 1:
+        raise UserError(f"per_class must be at least 1, got {per_class}")
+    opened = TrainedRun.open(run)
+    ball = richest_ball(opened, scene)
+    views = []
+    for module in sorted(opened.modules):
+        for label in np.unique(ball.labels[ball.labels >= 0]).tolist():
+            source = ball if module == "isfr" else partner_with(opened, label)
+            if source is not None:
+                views += _look(opened, module, ball, source, label, per_class)
+    return views
+
+
+def richest_ball(run: TrainedRun, scene: Scene, candidates: int = 200) -> Sample:
+    """Of balls around points spread over a scene, the one with most classes; of equals that with most points."""
+    rows = scene.index.starts[:-1]
+    balls = (run.ball(scene, int(row)) for row in rows[shown_rows(len(rows), candidates)])
+    return max(balls, key=lambda ball: (len(np.unique(ball.labels[ball.labels >= 0])), len(ball.labels)))
+
+
+def partner_with(run: TrainedRun, label: int) -> Sample | None:
+    """The ball that shows a class of the training scenes best; None where they do not have it."""
+    scene = max(run.train_scenes, key=lambda scene: scene.class_counts[label])
+    rows = np.flatnonzero(scene.labels == label)
+    if not len(rows):
+        return None
+    points = scene.points[rows]
+    return run.ball(scene, int(rows[((points - np.median(points, axis=0)) ** 2).sum(1).argmin()]))
+
+
+def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: int, count: int) -> list[AffinityView]:
+    """The views of the tap points of one class in `target` that are chosen."""
+    net = run.model.net
+    batch = collate([target, source]).to(next(net.parameters()).device)
+    with evaluating(net):
+        tap, state = net.encode(batch.input)
+        sure = net.decode(tap.feat, state).softmax(1)[:, label].double()
+    known = tap_labels(tap, batch.input, batch.labels)
+    own, _ = nearest(batch.input.coord, batch.input.offsets, tap.coord, tap.offsets)
+    total = torch.zeros(len(known), dtype=torch.float64, device=known.device)
+    counts = total.index_add(0, own, torch.ones_like(sure))
+    sure = total.index_add(0, own, sure) / counts
+    candidates = (known[tap.rows(0)] == label).nonzero()[:, 0]
+    chosen = candidates[sure[candidates].argsort(descending=True, stable=True)[:count]]
+    affinity = affinity_scores(run.modules[module], tap, chosen).softmax(1).float().cpu().numpy()
+    sample = 0 if module == "isfr" else 1
+    nearby, _ = nearest(tap.coord, tap.offsets, batch.input.coord, batch.input.offsets)
+    nearby = nearby[tap.rows(sample)].cpu().numpy() - batch.input.rows(sample).start
+    shown, where = _Ball.of(run, target), _Ball.of(run, (target, source)[sample])
+    return [
+        AffinityView(
+            module=module,
+            label=label,
+            classes=run.store.classes,
+            target_scene=shown.scene.name,
+            point=shown.place(tap.coord[row]),
+            target=shown.points,
+            target_colours=shown.colours,
+            target_labels=target.labels.astype(np.int16),
+            target_ceiling=shown.ceiling,
+            source_scene=where.scene.name,
+            source=where.place(tap.coord[tap.rows(sample)]),
+            affinity=weights,
+            source_colours=where.colours[nearby],
+            source_labels=known[tap.rows(sample)].cpu().numpy().astype(np.int16),
+            source_ceiling=where.ceiling[nearby],
+        )
+        for row, weights in zip(chosen, affinity, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ball:
+    """The input points of a sample as its scene's view has them, and the shift from the sample's coordinates to it."""
+
+    scene: Scene
+    points: np.ndarray
+    colours: np.ndarray
+    ceiling: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def of(cls, run: TrainedRun, sample: Sample) -> "_Ball":
+        scene, rows = run.store.scenes[sample.scene], sample.rows
+        points = scene.points[rows] - centre_of(scene)
+        colours, ceiling = colours_of(run.store, scene)[rows], ceiling_of(scene, run.store.classes)[rows]
+        return cls(scene, points.astype(np.float32), colours, ceiling, points[0] - sample.coord[0])
+
+    def place(self, coord: Tensor) -> np.ndarray:
+        """Coordinates of the sample, `[..., 3]`, in the view."""
+        return (coord.cpu().numpy() + self.shift).astype(np.float32)
