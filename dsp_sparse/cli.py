@@ -259,6 +259,20 @@ def compare(config: CompareConfig, out: str) -> int:
     return int(any(map(errors, report["runs"])))
 
 
+def estimate(config: CompareConfig, out: str, steps: int = 8) -> None:
+    """Measure steps on this device and tell how many hours a comparison will take here.
+
+    Args:
+        config: settings of the comparison.
+        out: folder of the comparison; what is finished there does not count.
+        steps: steps to time of every kind.
+    """
+    from .experiments.estimate import estimate, estimate_table
+
+    require_one_process("estimate")
+    print(estimate_table(estimate(config, out, steps)))
+
+
 def fail(program: str, message: object) -> int:
     """Print a one-line error and return 2, the exit code of bad input."""
     print(f"{program}: error: {' '.join(str(message).split())}", file=sys.stderr)
@@ -365,7 +379,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
     plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, doctor)}
-    with_settings = {"train": (train, TrainConfig), "compare": (compare, CompareConfig)}
+    with_settings = {
+        "train": (train, TrainConfig),
+        "compare": (compare, CompareConfig),
+        "estimate": (estimate, CompareConfig),
+    }
     parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     parsers = {name: plain_parser(function) for name, function in plain.items()}
