@@ -1,7 +1,9 @@
 """The run folder: settings, metrics, checkpoint, model and results of one training.
 
 run/config.yaml      the settings, every one of them
+run/environment.json what it was computed with, one entry a start
 run/metrics.jsonl    one line an epoch
+run/tensorboard/     the same for TensorBoard, if the settings ask for it
 run/checkpoint.pt    the state to resume from
 run/model.pt         the backbone alone; what prediction needs
 run/modules.pt       the reallocation modules as last trained
@@ -17,32 +19,43 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ..config import TrainConfig
+from ..distributed import rank
 from ..errors import UserError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, flush, remove_leftovers, write_json
 from .checkpoint import TrainingState, load_state, save_state
+from .environment import environment, read_environment
 from .scores import read_scores
+from .tensorboard import Events, require_tensorboard
+
+# What a run may go on with otherwise than it began: its numbers do not depend on it.
+FREE = ("data.workers", "optim.checkpoint_every", "tensorboard")
 
 
 class Run:
-    """A run folder that belongs to one set of settings. Nothing is written before `start`.
+    """A run folder that belongs to one set of settings. Nothing is written before `start`, and by rank 0 alone.
 
     Args:
         folder: the folder.
         config: the settings.
 
     Raises:
-        UserError: the folder holds a checkpoint or results of other settings; the message names the first difference.
+        UserError: the folder holds a checkpoint or results of other settings, the message names the first difference;
+            or the run needs a package that is missing.
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig):
         self.folder = Path(folder)
         self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
-        self._config, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
+        self._settings_file, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
-        self._settings = _plain(config)
+        self._environment = self.folder / "environment.json"
+        self._config, self._settings = config, _plain(config)
+        self._events: Events | None = None
         trained = self.checkpoint.exists() or self._results.exists()
         if trained and (difference := _difference(_plain(load_config(folder)), self._settings)):
-            raise UserError(f"{self._config}: the run has {difference}; choose another folder")
+            raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
+        if config.tensorboard and not self._results.exists():
+            require_tensorboard()
 
     @property
     def results(self) -> dict | None:
@@ -51,35 +64,80 @@ class Run:
 
     def finish(self, results: dict) -> None:
         """Write the results: the run is finished."""
-        write_json(self._results, results)
+        if self._events is not None:
+            self._events.close()
+        if rank() == 0:
+            write_json(self._results, results)
 
     def save(self, state: TrainingState) -> None:
-        """Write the checkpoint, atomically."""
-        save_state(self.checkpoint, state)
+        """Write the checkpoint, atomically. OSError: it cannot be written; the checkpoint before it is whole."""
+        if rank() == 0:
+            save_state(self.checkpoint, state)
 
     def start(self) -> TrainingState | None:
-        """Write the settings, and return the checkpoint if there is one.
+        """Write the settings and the environment, and return the checkpoint if there is one.
 
-        Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated.
+        Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated. So is what a killed process
+        was just writing.
+
+        Raises:
+            UserError: a file of the run is not what the run wrote.
         """
         state = load_state(self.checkpoint) if self.checkpoint.exists() else None
-        done = state.stage * self._settings["optim"]["epochs"] + state.epoch if state else 0
-        kept = self.metrics()[:done]
-        with atomic_path(self._config) as temporary:
+        if rank() > 0:
+            return state
+        place = (state.stage, state.epoch) if state else (0, 0)
+        kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place]
+        starts = read_environment(self._environment) if state else []
+        for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
+            remove_leftovers(self.folder, path.name)
+        remove_leftovers(self.folder, self._results.name)
+        with atomic_path(self._settings_file) as temporary:
             temporary.write_text(yaml.safe_dump(self._settings, sort_keys=False))
         with atomic_path(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_json(self._environment, [*starts, environment(self._config)])
+        if self._config.tensorboard:
+            self._events = Events(self.folder / "tensorboard", self._epochs_before(*place))
         return state
 
     def log(self, line: dict) -> None:
-        """Append one line to the metrics."""
+        """Append the line of an epoch to the metrics, and to the events of TensorBoard if there are any."""
+        if rank() > 0:
+            return
         with self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        flush(self._metrics)
+        if self._events is not None:
+            self._events.add(line, self._epochs_before(line["stage"], line["epoch"]))
 
     def metrics(self) -> list[dict]:
-        """The lines of the metrics so far; a last line that an interruption cut short does not count."""
-        lines = self._metrics.read_text().split("\n")[:-1] if self._metrics.exists() else []
-        return [json.loads(line) for line in lines]
+        """The lines of the metrics so far; see `read_metrics`."""
+        return read_metrics(self._metrics)
+
+    def _epochs_before(self, stage: int, epoch: int) -> int:
+        """How many epochs are done, over all stages, when `epoch` ones of a stage are."""
+        return stage * self._settings["optim"]["epochs"] + epoch
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a run's metrics, none if there is no file. A last line that an interruption spoiled does not count.
+
+    Raises:
+        UserError: a line is not that of an epoch; the message says which.
+    """
+    *lines, rest = path.read_text(errors="replace").split("\n") if path.exists() else [""]
+    metrics = []
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            line["stage"], line["epoch"], line["losses"], line["seconds"]["total"]  # what no run can do without
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines) and not rest:
+                break
+            raise UserError(f"{path}: line {number} is not the line of an epoch; remove it to go on") from None
+        metrics.append(line)
+    return metrics
 
 
 def require_run(folder: str | Path) -> None:
@@ -128,10 +186,11 @@ def _read_settings(path: Path) -> dict:
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str | None:
-    """The first setting that differs, as `key old, not new`."""
+    """The first setting that differs, as `key old, not new`; those that a run is free to change do not count."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in new | old:
-            if found := _difference(old.get(name), new.get(name), f"{key}.{name}" if key else name):
+            inner = f"{key}.{name}" if key else name
+            if inner not in FREE and (found := _difference(old.get(name), new.get(name), inner)):
                 return found
         return None
     return None if old == new else f"{key} {old!r}, not {new!r}"
