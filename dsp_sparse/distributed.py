@@ -1,9 +1,9 @@
 """The processes of one job, as torchrun starts them. Without torchrun there is one: rank 0 of 1.
 
-    torchrun --nproc-per-node 2 -m dsp_sparse evaluate RUN
+    torchrun --nproc-per-node 2 -m dsp_sparse train SETTINGS.yaml
 
-Only sums of integers pass between the ranks, through gloo on the CPU, so that a result does not depend on how many
-there are.
+Evaluation passes nothing but sums of integers between the ranks, so that a score does not depend on how many there are.
+What lies on the CPU travels through gloo, what lies on GPUs, the gradients of training, through NCCL.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from .errors import UserError
 
@@ -43,14 +44,15 @@ def join() -> None:
     """
     if _processes() == "1":
         return
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"WORLD_SIZE is set, but the job cannot be joined ({str(error).splitlines()[0]})") from None
 
 
 def require_one_process(command: str) -> None:
-    """Raise a UserError under torchrun: the processes would all train the same network, in one folder."""
+    """Raise a UserError under torchrun: the processes would all do the same work, in one folder."""
     if (count := _processes()) != "1":
         raise UserError(f"{command} runs in one process, got WORLD_SIZE {count}; start it without torchrun")
 
@@ -129,17 +131,41 @@ def share(items: Sequence[Item], cost: Callable[[Item], float]) -> list[Item]:
     return mine
 
 
-def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
-    """The sum of an int64 array over all ranks, on every rank. Every rank waits for the others here.
+def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+    """The sum of an array of numbers over all ranks, on every rank. Every rank waits for the others here.
 
     Raises:
-        ConnectionError: another rank ended before it came here.
+        ConnectionError, SystemExit: as `reaching_others`.
     """
     if world() == 1:
-        return counts
-    total = torch.from_numpy(counts.copy())
-    try:
+        return values
+    total = torch.from_numpy(values.copy())
+    with reaching_others():
         dist.all_reduce(total)
-    except RuntimeError:
-        raise ConnectionError("another process of the job ended before it was done; its own message says why") from None
     return total.numpy()
+
+
+@contextmanager
+def reaching_others() -> Iterator[None]:
+    """Inside, ranks exchange what they have.
+
+    Raises:
+        ConnectionError: another rank ended before it came here; this one is rank 0, which tells it.
+        SystemExit: the same on another rank.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        if rank() > 0:
+            raise SystemExit(2) from None
+        raise ConnectionError("another process of the job ended before it was done; its own message says why") from None
+
+
+def follow_first_rank(module: nn.Module) -> None:
+    """Give the buffers of a module the values that they have on rank 0."""
+    if world() > 1:
+        with reaching_others():
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)

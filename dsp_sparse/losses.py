@@ -9,12 +9,14 @@ from torch.nn import functional as F
 UNLABELLED = -1
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, count: int | None = None) -> Tensor:
     """Weak segmentation loss: softmax cross-entropy, mean over the labelled points of the batch (paper Eq. 1, 10).
 
     Args:
         logits: `[N, C]`.
         labels: `[N]` int64; -1 marks a point without a label.
+        count: labelled points of the whole of which this batch is a part: the losses of the parts add up to that of the
+            whole. None: this batch is the whole.
 
     Returns:
         A scalar; exactly 0, with a zero gradient, where no point is labelled.
@@ -27,11 +29,15 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
         if low < UNLABELLED or high >= logits.shape[1]:
             raise ValueError(f"labels must lie in -1 … {logits.shape[1] - 1}, got {low} … {high}")
     total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / (labels != UNLABELLED).sum().clamp(min=1)
+    return total / ((labels != UNLABELLED).sum().clamp(min=1) if count is None else max(count, 1))
 
 
 def consistency_loss(
-    logits: Tensor, other: Tensor, offsets: Tensor, reduction: Literal["mean", "sum"] = "mean"
+    logits: Tensor,
+    other: Tensor,
+    offsets: Tensor,
+    reduction: Literal["mean", "sum"] = "mean",
+    count: int | None = None,
 ) -> Tensor:
     """Squared distance between the logits of two branches (paper Eq. 5 and 9); gradients reach both.
 
@@ -43,6 +49,7 @@ def consistency_loss(
         other: `[N, C]` of the cross or intra branch.
         offsets: `[B + 1]` int64, the samples' rows; empty samples do not count.
         reduction: over the points of one sample, "mean" or "sum" (the sum over classes is taken first).
+        count: samples with points of the whole of which this batch is a part, as in `segmentation_loss`.
 
     Returns:
         A scalar; exactly 0, with a zero gradient, for an empty batch.
@@ -52,4 +59,4 @@ def consistency_loss(
     if reduction == "mean":
         points = lengths.repeat_interleave(lengths, output_size=len(squared))
         squared = squared / points
-    return squared.sum() / (lengths > 0).sum().clamp(min=1)
+    return squared.sum() / ((lengths > 0).sum().clamp(min=1) if count is None else max(count, 1))

@@ -85,6 +85,10 @@ class Ragged:
         """The same points with other features `[N, C']`."""
         return Ragged(feat, self.coord, self.offsets)
 
+    def pin_memory(self) -> "Ragged":
+        """The same batch in page-locked memory."""
+        return Ragged(*(t.pin_memory() for t in (self.feat, self.coord, self.offsets)))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
         """The same batch on another device."""
         return Ragged(*(t.to(device, non_blocking=non_blocking) for t in (self.feat, self.coord, self.offsets)))

@@ -1,7 +1,7 @@
 """The feature interface: a network that can be cut at its tap and decoded several times."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -81,9 +81,19 @@ class TapBackbone(nn.Module, ABC):
     def decode(self, features: Tensor, state: Any) -> Tensor:
         """Run `f_dec` on `[M, tap.channels]` features at the tap: `[N, tap.out_channels]` logits in input order."""
 
-    def regularization(self, state: Any) -> Tensor | None:
-        """A scalar that the encoding of `state` adds to a training loss; None if the network has no such term."""
+    def regularization(self, state: Any, rows: Sequence[int] | None = None) -> Tensor | None:
+        """A scalar that the encoding of `state` adds to a training loss; None if the network has no such term.
+
+        Args:
+            state: what `encode` returned.
+            rows: `regularized_rows` of the whole of which this batch is a part: the terms of the parts add up to that
+                of the whole. None: this batch is the whole.
+        """
         return None
+
+    def regularized_rows(self, geometry: Any) -> list[int]:
+        """How many rows each mean in the regularisation is taken over."""
+        return []
 
     def offset_parameters(self) -> list[nn.Parameter]:
         """Parameters that move kernel points: they train with a smaller learning rate than the others."""

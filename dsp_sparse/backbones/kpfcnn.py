@@ -1,5 +1,6 @@
 """KPFCNN: the KPConv segmentation U-Net of Thomas et al. (ICCV 2019), with rigid or deformable kernels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,10 +107,20 @@ class KPFCNN(TapBackbone):
     def decode(self, features: Tensor, state: State) -> Tensor:
         return self.head(self._upsample(features, state, range(self.tap_level - 1, -1, -1)))
 
-    def regularization(self, state: State) -> Tensor | None:
+    def regularization(self, state: State, rows: Sequence[int] | None = None) -> Tensor | None:
         if not state.deformations:
             return None
-        return torch.stack([deformation.loss() for deformation in state.deformations]).sum()
+        rows = self.regularized_rows(state.geometry) if rows is None else rows
+        losses = [deformation.loss(count) for deformation, count in zip(state.deformations, rows, strict=True)]
+        return torch.stack(losses).sum()
+
+    def regularized_rows(self, geometry: Pyramid) -> list[int]:
+        return [
+            len(level.points)  # what leads to a level is evaluated on its points, too
+            for blocks, level in zip(self.encoder, geometry.levels, strict=True)
+            for module in blocks.modules()
+            if isinstance(module, DeformableKPConv)
+        ]
 
     def offset_parameters(self) -> list[nn.Parameter]:
         convolutions = [module for module in self.modules() if isinstance(module, DeformableKPConv)]

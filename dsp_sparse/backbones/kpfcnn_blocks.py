@@ -48,12 +48,16 @@ class Deformation:
     offsets: Tensor
     extent: float
 
-    def loss(self) -> Tensor:
-        """Regularisation (KPConv, Eq. 6): kernel points stay near points and apart from each other."""
+    def loss(self, rows: int) -> Tensor:
+        """Regularisation (KPConv, Eq. 6): kernel points stay near points and apart from each other.
+
+        The sum over the queries here, divided by `rows`, the queries of the whole batch.
+        """
         geometry = self.stencil.queries, self.stencil.supports, self.stencil.neighbors
         kernel_points = self.kernel_points.to(self.stencil.queries.dtype)
         fitting = fitting_loss(*geometry, kernel_points, self.offsets, self.extent)
-        return 2 * fitting + repulsive_loss(kernel_points, self.offsets, self.extent)
+        mean = 2 * fitting + repulsive_loss(kernel_points, self.offsets, self.extent)
+        return mean * (len(self.offsets) / max(rows, 1))
 
 
 def leaky_relu(x: Tensor) -> Tensor:

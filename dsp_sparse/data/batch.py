@@ -1,6 +1,6 @@
 """What a training step receives: samples cut from scenes, packed into one ragged batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,12 +53,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
-        moved = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in ("input", "labels", "rows", "partner")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU copies from while the CPU goes on; the loader asks for it by this name."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Ragged | Tensor], Ragged | Tensor]) -> "Batch":
+        parts = {name: getattr(self, name) for name in ("input", "labels", "rows", "partner")}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 def network_features(features: np.ndarray, height: np.ndarray) -> np.ndarray:

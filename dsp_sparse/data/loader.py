@@ -1,5 +1,6 @@
 """The loader of one epoch of training."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -45,6 +46,12 @@ class BallDataset(TorchDataset):
         return augment(cut, self.augmentation, np.random.default_rng(ball.seed))
 
 
+def ignore_stops(worker: int) -> None:
+    """Let the training process alone decide when to stop: Ctrl-C reaches its workers, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def train_loader(
     scenes: Sequence[Scene],
     weak_labels: Sequence[np.ndarray],
@@ -58,6 +65,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     first_step: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """The batches of one epoch. They depend on the arguments alone, not on the number of workers.
 
@@ -73,6 +81,7 @@ def train_loader(
         rank: number of this process; the ranks share what one process would see in batches `world` times as large.
         world: number of processes.
         first_step: batches to leave out at the start, of an epoch that is resumed.
+        pin_memory: put batches where a GPU can copy them from while the CPU goes on.
 
     Returns:
         A loader of `Batch`.
@@ -87,6 +96,8 @@ def train_loader(
         batch_sampler=PairSampler(scenes, weak_labels, **where) if pairs else BallSampler(scenes, **where),
         collate_fn=collate_pairs if pairs else collate,
         num_workers=data.workers,
+        worker_init_fn=ignore_stops,
+        pin_memory=pin_memory,
         # A generator of its own: starting an epoch must not move torch's global one.
         generator=torch.Generator(),
     )

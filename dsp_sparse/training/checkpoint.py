@@ -18,14 +18,18 @@ from ..tensor_files import read_tensors, unpack, write_tensors
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands between two epochs.
+    """Where a training stands between two steps.
 
     Args:
         stage: number of the stage.
         epoch: epochs of that stage that are done.
         net: state dict of the backbone.
         modules: state dicts of the reallocation modules, each as last trained.
-        optimizer: state dict of the stage's optimiser; None before its first epoch.
+        optimizer: state dict of the stage's optimiser; None before its first step.
+        step: steps of the epoch after those that are done.
+        sums: what these steps added up: `Progress.sums`.
+        scaler: state dict of the gradient scaler, empty but in float16.
+        world: how many processes train.
     """
 
     stage: int = 0
@@ -33,6 +37,10 @@ class TrainingState:
     net: dict[str, Any]
     modules: dict[str, dict] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
+    step: int = 0
+    sums: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    world: int = 1
 
 
 def save_state(path: Path, state: TrainingState) -> None:

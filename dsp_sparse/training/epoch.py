@@ -1,102 +1,126 @@
-"""One epoch of optimisation, and where its time went."""
+"""One epoch of optimisation: what it adds up, and where its time went."""
 
 import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..data import Batch
-from .stages import Objective
+from .counts import Counts
+from .step import Clock, Stepper
+from .stop import StopRequest
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """An epoch so far, in numbers that a checkpoint can hold.
+
+    Args:
+        steps: optimiser steps that are done.
+        losses: sums of the losses by name.
+        points: sum of the points, of all batches and ranks.
+        labelled: labelled points of each class that were drawn.
+        pairs: pairs that each class was chosen for.
+        seconds: by name, on this rank.
+    """
+
+    steps: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    points: int = 0
+    labelled: list[int] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, float], counts: Counts) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.losses = {name: self.losses.get(name, 0.0) + loss for name, loss in losses.items()}
+        self.points += counts.points
+        self.labelled = added(self.labelled, counts.labelled.tolist())
+        self.pairs = added(self.pairs, counts.pairs.tolist())
+
+    def sums(self) -> dict:
+        """As plain values."""
+        return asdict(self)
+
+    def metrics(self, classes: Sequence[str]) -> dict:
+        """The means over the steps of the `losses` by name and of the `points` a step; how many `labelled` points of
+        each class were drawn, and for how many `pairs` each class was chosen (none without pairs); the `seconds` spent
+        on waiting for `data`, on `geometry` (neighbourhoods, kernel maps), `forward`, `backward`, `optimiser`, under
+        torchrun on the `wait` for other ranks, and in `total`.
+        """
+        return {
+            "losses": {name: total / self.steps for name, total in self.losses.items()},
+            "points": self.points / self.steps,
+            "labelled": dict(zip(classes, self.labelled, strict=True)),
+            "pairs": dict(zip(classes, self.pairs, strict=True)) if any(self.pairs) else {},
+            "seconds": self.seconds,
+        }
+
+    def summary(self) -> str:
+        """One line for people: the loss, how long a step took, and on what."""
+        loss, total = self.losses["total"] / self.steps, self.seconds["total"]
+        shares = ", ".join(f"{name} {s / total:.0%}" for name, s in self.seconds.items() if name != "total")
+        return f"loss {loss:.3g}, {1000 * total / self.steps:.0f} ms a step: {shares.replace('%', ' %')}"
 
 
 def train_epoch(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    stepper: Stepper,
     batches: Iterable[Batch],
-    classes: Sequence[str],
-    clip_value: float,
+    accumulate: int,
+    progress: Progress,
+    seeds: Callable[[int], int],
+    stop: StopRequest,
     bar: tqdm,
-) -> dict:
-    """Take one optimiser step a batch.
+) -> bool:
+    """Take one optimiser step on every `accumulate` batches, to the end of the epoch or until a rank is asked to stop.
 
     Args:
-        objective: the losses of the stage, on the device to train on.
-        optimizer: the optimiser of its parameters.
-        batches: the batches of the epoch, at least one.
-        classes: class names.
-        clip_value: gradients are clipped to ±clip_value, element by element.
+        stepper: takes the steps.
+        batches: the batches of the epoch that are left, `accumulate` a step.
+        accumulate: batches a step.
+        progress: the epoch so far; every step is added.
+        seeds: `seeds(step)` is what torch's global generator is seeded with before a step, so that a resumed epoch
+            draws what the whole one would have drawn.
+        stop: whether this rank was asked to stop.
         bar: progress bar, advanced by one a step.
 
     Returns:
-        The means over the steps of the `losses` by name and of the `points` a batch; how many `labelled` points of each
-        class were drawn, and for how many `pairs` each class was chosen (none without pairs); and the `seconds` spent
-        on waiting for `data`, on `geometry` (neighbourhoods, kernel maps), `forward`, `backward` and in `total`.
+        Whether a rank was asked to stop; the same on every rank.
 
     Raises:
         FloatingPointError: the loss, or after the last step a weight, is not finite.
     """
-    clock = Clock(next(objective.parameters()).device)
-    sums: dict[str, float] = defaultdict(float)
-    labelled, pairs = torch.zeros(len(classes), dtype=torch.int64), Counter()
-    start, points, steps = time.perf_counter(), 0, 0
-    for batch in clock.each("data", batches):
-        labelled += batch.labels[batch.labels >= 0].bincount(minlength=len(classes))
-        pairs.update(batch.pair_classes)
-        with clock("geometry"):
-            batch = batch.to(clock.device)
-            geometry = objective.net.geometry(batch.input)
-        with clock("forward"):
-            losses = objective(batch, geometry)
-        with clock("backward"):
-            optimizer.zero_grad()
-            losses["total"].backward()
-            nn.utils.clip_grad_value_(objective.parameters(), clip_value)
-            optimizer.step()
-        steps += 1
-        points += len(batch.labels)
-        for key, loss in losses.items():
-            sums[key] += loss.item()
-        if not math.isfinite(sums["total"]):
-            raise FloatingPointError(f"the loss is {losses['total'].item()} in step {steps}")
-        bar.set_postfix(loss=f"{sums['total'] / steps:.4g}", refresh=False)
+    clock = Clock(stepper.device)
+    clock.seconds.update(progress.seconds)
+    start, stopped = time.perf_counter() - clock.seconds.pop("total", 0.0), False
+    for group in clock.each("data", groups(batches, accumulate)):
+        torch.manual_seed(seeds(progress.steps))
+        losses, counts, stopped = stepper(group, clock, lambda: bool(stop))
+        progress.add(losses, counts)
+        if not math.isfinite(losses["total"]):
+            raise FloatingPointError(f"the loss is {losses['total']} in step {progress.steps}")
+        bar.set_postfix(loss=f"{progress.losses['total'] / progress.steps:.4g}", refresh=False)
         bar.update()
-    if not all(p.isfinite().all() for p in objective.parameters()):
+        if stopped:
+            break
+    if not all(p.isfinite().all() for p in stepper.objective.parameters()):
         raise FloatingPointError("the weights are not finite after the last step")
-    return {
-        "losses": {key: total / steps for key, total in sums.items()},
-        "points": points / steps,
-        "labelled": dict(zip(classes, labelled.tolist(), strict=True)),
-        "pairs": {name: pairs[label] for label, name in enumerate(classes)} if pairs else {},
-        "seconds": {**clock.seconds, "total": time.perf_counter() - start},
-    }
+    progress.seconds = {**clock.seconds, "total": time.perf_counter() - start}
+    return stopped
 
 
-class Clock:
-    """Adds up wall-clock seconds by name; waits for the device, so that its work counts where it was asked for."""
+def groups(items: Iterable, size: int) -> Iterator[list]:
+    """The items, `size` at a time."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - start
-
-    def each(self, name: str, items: Iterable) -> Iterator:
-        """The items, while the waiting for each one is counted."""
-        iterator = iter(items)
-        while True:
-            with self(name):
-                item = next(iterator, None)
-            if item is None:
-                return
-            yield item
+def added(sums: Sequence[int], terms: Sequence[int]) -> list[int]:
+    """Element-wise sums; no sums yet count as zeros."""
+    return [a + b for a, b in zip(sums or [0] * len(terms), terms, strict=True)]

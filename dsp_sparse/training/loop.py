@@ -1,8 +1,11 @@
 """The training program: every method is a sequence of stages over one backbone."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +14,30 @@ from tqdm import tqdm
 
 from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
+from ..backbones.norm import synchronise
 from ..config import TrainConfig
 from ..data import Batch, Scene, SceneStore, split, train_loader, weak_labels
 from ..data.store import require_labels
-from ..distributed import pick_device
+from ..distributed import follow_first_rank, pick_device, rank, reaching_others, together, world
 from ..errors import UserError
 from ..files import locked
 from ..inference import BasicBranch, Voting, evaluate
 from .checkpoint import Model, TrainingState, load_weights, save_model, save_modules
-from .epoch import train_epoch
+from .epoch import Progress, train_epoch
 from .run import Run
 from .stages import METHODS, Objective, takes_pairs
+from .step import Stepper
+from .stop import Interrupted, StopRequest, catch_stops
 
-Batches = Callable[[int, int], Iterable[Batch]]
+Batches = Callable[..., Iterable[Batch]]
 
 
 def train(config: TrainConfig, folder: str | Path) -> dict:
     """Train a network, evaluate it and leave everything in the run folder (see `training.run`).
 
     An interrupted run resumes at its last checkpoint and ends with the same numbers, bit for bit on the CPU. A
-    finished run returns at once.
+    finished run returns at once. After `distributed.join` the ranks train one network together, each on batches of
+    `data.batch_size`; rank 0 alone writes.
 
     Args:
         config: the settings.
@@ -42,16 +49,19 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     Raises:
         UserError: settings, store and folder do not fit together, or another process is training in the folder.
         FloatingPointError: the loss or the weights left the finite numbers; the last checkpoint is kept.
+        Interrupted: a signal asked to stop; the state is saved.
     """
-    run = Run(folder, config)
-    if run.results is not None:
-        return run.results
-    sources = open_sources(config)
-    net = first_network(config, sources.store, run).to(pick_device(config.device))
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with locked(run.folder):
+    with ExitStack() as held:
+        with together():
+            run = Run(folder, config)
+            if run.results is not None:
+                return run.results
+            sources = open_sources(config)
+            net = first_network(config, sources.store, run).to(training_device(config.device))
+            if rank() == 0:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(run.folder))
         modules = train_stages(net, config, sources, run)
-        save_modules(run.modules, modules)
         store, stages = sources.store, METHODS[config.method]
         model = Model(
             net=net,
@@ -65,7 +75,9 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
             radius=config.data.radius,
             max_points=config.data.max_points,
         )
-        save_model(run.model, model)
+        if rank() == 0:
+            save_modules(run.modules, modules)
+            save_model(run.model, model)
         voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
         results = {
             **evaluate(BasicBranch(net), sources.test_scenes, store.classes, voting),
@@ -75,6 +87,16 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         }
         run.finish(results)
     return results
+
+
+def training_device(name: str) -> torch.device:
+    """The device of a setting, made that of this process. UserError: ranks would share a GPU, or no such device."""
+    device = pick_device(name)
+    if device.type == "cuda":
+        if world() > 1 and name not in ("auto", "cuda"):
+            raise UserError(f"device must be auto, cuda or cpu for {world()} processes, got {name}")
+        torch.cuda.set_device(device)
+    return device
 
 
 def first_network(config: TrainConfig, store: SceneStore, run: Run) -> TapBackbone:
@@ -98,7 +120,8 @@ class Sources:
     Args:
         store: the scene store.
         test_scenes: the scenes to evaluate on.
-        batches: `batches(stage, epoch)` are the batches of one epoch, a pure function of its arguments.
+        batches: `batches(stage, epoch, step=0)` are this rank's batches of one epoch, `optim.accumulate` a step, from
+            a step on; a pure function of its arguments and of the number of ranks.
     """
 
     store: SceneStore
@@ -122,16 +145,22 @@ def open_sources(config: TrainConfig) -> Sources:
         raise UserError(f"data.{setting} {value} leaves no point labelled to train on, expected at least one")
     stages = METHODS[config.method]
 
-    def batches(stage: int, epoch: int) -> Iterable[Batch]:
+    accumulate, cuda = config.optim.accumulate, pick_device(config.device).type == "cuda"
+
+    def batches(stage: int, epoch: int, step: int = 0) -> Iterable[Batch]:
         return train_loader(
             train_scenes,
             labels,
             config.data,
             config.augment,
-            steps=config.optim.steps_per_epoch,
+            steps=accumulate * config.optim.steps_per_epoch,
             seed=derived_seed(config.seed, stage),
             epoch=epoch,
             pairs=takes_pairs(stages[stage]),
+            rank=rank(),
+            world=world(),
+            first_step=accumulate * step,
+            pin_memory=cuda,
         )
 
     for stage in range(len(stages)):
@@ -151,54 +180,97 @@ def train_stages(net: TapBackbone, config: TrainConfig, sources: Sources, run: R
     Returns:
         State dicts of the reallocation modules, each as last trained, by name.
     """
-    state = run.start() or TrainingState(net=net.state_dict())
-    load_weights(net, state.net, run.checkpoint)
-    while state.stage < len(METHODS[config.method]):
-        state = _train_stage(net, config, sources, run, state)
+    with together():
+        state = run.start() or TrainingState(net=net.state_dict(), world=world())
+        load_weights(net, state.net, run.checkpoint)
+        if state.world != world():
+            raise UserError(
+                f"{run.checkpoint}: {state.world} processes trained it, got {world()}; go on with torchrun "
+                f"--nproc-per-node {state.world}, or choose another folder"
+            )
+    if config.compute.sync_batchnorm:
+        synchronise(net)
+    with catch_stops() as stop, reaching_others():
+        while state.stage < len(METHODS[config.method]):
+            state = _train_stage(net, config, sources, run, state, stop)
+    follow_first_rank(net)
     return state.modules
 
 
 def _train_stage(
-    net: TapBackbone, config: TrainConfig, sources: Sources, run: Run, state: TrainingState
+    net: TapBackbone, config: TrainConfig, sources: Sources, run: Run, state: TrainingState, stop: StopRequest
 ) -> TrainingState:
-    """Train the stage that `state` stands in, to its end; returns the start of the next stage."""
+    """Train the stage that `state` stands in, to its end; returns the start of the next stage.
+
+    Raises:
+        Interrupted: a rank was asked to stop; the state is saved.
+    """
     optim, name = config.optim, METHODS[config.method][state.stage]
-    objective = Objective(net, name, config.loss).to(next(net.parameters()).device).train()
+    objective = Objective(net, name, config.loss, config.compute.compile).train()
     groups, factors = parameter_groups(objective, optim.offset_lr_factor)
     optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
         for branch, module in objective.branches.items():
             load_weights(module, state.modules[branch], run.checkpoint)
+    stepper = Stepper(objective, optimizer, optim.clip_value, config.compute)
+    if state.scaler:
+        stepper.scaler.load_state_dict(state.scaler)
     steps = optim.steps_per_epoch
-    bar = tqdm(total=optim.epochs * steps, initial=state.epoch * steps, desc=name, unit="step", mininterval=1)
+    done = state.epoch * steps + state.step
+    bar = tqdm(total=optim.epochs * steps, initial=done, desc=name, unit="step", mininterval=1, disable=rank() > 0)
     with bar:
         for epoch in range(state.epoch, optim.epochs):
-            torch.manual_seed(derived_seed(config.seed, state.stage, epoch))
             rate = optim.lr * optim.lr_decay ** (epoch / optim.epochs)
             for group, factor in zip(optimizer.param_groups, factors, strict=True):
                 group["lr"] = factor * rate
-            place = {"stage": state.stage, "objective": name, "epoch": epoch + 1, "lr": rate}
             bar.set_description(f"{name} {epoch + 1}/{optim.epochs}")
+            progress = Progress(**state.sums)
+            # What a forward pass draws differs from step to step and from rank to rank.
+            seeds = partial(derived_seed, config.seed, state.stage, epoch, rank())
+            batches = sources.batches(state.stage, epoch, progress.steps)
             try:
-                batches = sources.batches(state.stage, epoch)
-                metrics = train_epoch(objective, optimizer, batches, sources.store.classes, optim.clip_value, bar)
+                stopped = train_epoch(stepper, batches, optim.accumulate, progress, seeds, stop, bar)
             except FloatingPointError as error:
-                reason = f"{name}, epoch {epoch + 1}: {error}; the last checkpoint in {run.folder} is kept"
-                raise FloatingPointError(f"{reason}; a lower optim.lr may help") from None
-            run.log({**place, **metrics})
+                raise _diverged(f"{name}, epoch {epoch + 1}: {error}", run) from None
+            whole = progress.steps == steps
+            if whole:
+                place = {"stage": state.stage, "objective": name, "epoch": epoch + 1, "lr": rate}
+                run.log({**place, **progress.metrics(sources.store.classes)})
+                if rank() == 0:
+                    tqdm.write(f"{name} {epoch + 1}/{optim.epochs}: {progress.summary()}", file=sys.stderr)
             state = TrainingState(
                 stage=state.stage,
-                epoch=epoch + 1,
+                epoch=epoch + whole,
                 net=net.state_dict(),
                 modules={**state.modules, **{key: m.state_dict() for key, m in objective.branches.items()}},
                 optimizer=optimizer.state_dict(),
+                step=0 if whole else progress.steps,
+                sums={} if whole else progress.sums(),
+                scaler=stepper.scaler.state_dict(),
+                world=world(),
             )
-            if state.epoch % optim.checkpoint_every == 0 and state.epoch < optim.epochs:
-                run.save(state)
-    state = TrainingState(stage=state.stage + 1, net=state.net, modules=state.modules)
-    run.save(state)
+            if stopped or (state.epoch % optim.checkpoint_every == 0 and state.epoch < optim.epochs):
+                save(run, state)
+            if stopped:
+                raise Interrupted(stop.signal)
+    state = TrainingState(stage=state.stage + 1, net=state.net, modules=state.modules, world=world())
+    save(run, state)
     return state
+
+
+def save(run: Run, state: TrainingState) -> None:
+    """Write the checkpoint; no rank goes on before it is there."""
+    with together():
+        run.save(state)
+
+
+def _diverged(what: str, run: Run) -> BaseException:
+    """What ends a run whose loss is not finite: the same on all ranks, and rank 0 tells it."""
+    if rank() > 0:
+        return SystemExit(1)
+    kept = f"; the last checkpoint in {run.folder} is kept" if run.checkpoint.exists() else ""
+    return FloatingPointError(f"{what}{kept}; a lower optim.lr may help")
 
 
 def parameter_groups(objective: Objective, offset_lr_factor: float) -> tuple[list[dict], list[float]]:

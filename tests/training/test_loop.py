@@ -114,12 +114,13 @@ def test_offsets_learn_at_a_rate_of_their_own(factor, deformable, tmp_path, monk
     epochs = []
     original = loop.train_epoch
 
-    def train_epoch(objective, optimizer, *rest):
+    def train_epoch(stepper, *rest):
+        objective, optimizer = stepper.objective, stepper.optimizer
         moving = set(objective.net.offset_parameters())
         for group in optimizer.param_groups:
             assert set(group["params"]) in (moving, set(objective.parameters()) - moving)
         epochs.append([group["lr"] for group in optimizer.param_groups])
-        return original(objective, optimizer, *rest)
+        return original(stepper, *rest)
 
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
     config = with_optim(replace(deformable, method="baseline"), offset_lr_factor=factor)
@@ -151,12 +152,13 @@ def test_stages_carry_the_network_and_start_everything_else_anew(settings, tmp_p
     seen = []
     original = loop.train_epoch
 
-    def train_epoch(objective, optimizer, *rest):
+    def train_epoch(stepper, *rest):
+        objective, optimizer = stepper.objective, stepper.optimizer
         before = {name: value.clone() for name, value in objective.net.state_dict().items()}
         branches = {name: m.weight.detach().clone() for name, m in objective.branches.items()}
         momentum = len(optimizer.state_dict()["state"])
         rate = optimizer.param_groups[0]["lr"]
-        result = original(objective, optimizer, *rest)
+        result = original(stepper, *rest)
         after = {name: value.clone() for name, value in objective.net.state_dict().items()}
         seen.append((before, after, branches, momentum, rate))
         return result
@@ -190,7 +192,7 @@ def test_metrics_lines_say_what_an_epoch_did(settings, tmp_path):
         assert drawn < settings.optim.steps_per_epoch * line["points"]
         parts = dict(line["seconds"])
         total = parts.pop("total")
-        assert set(parts) == {"data", "geometry", "forward", "backward"}
+        assert set(parts) == {"data", "geometry", "forward", "backward", "optimiser"}
         assert 0.5 * total < sum(parts.values()) <= total
 
 
@@ -340,12 +342,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(settings, tmp_
     original = loop.train_epoch
     calls = []
 
-    def train_epoch(objective, *rest):
+    def train_epoch(stepper, *rest):
         calls.append(True)
         if len(calls) == 3:
             with torch.no_grad():
-                next(objective.parameters()).fill_(float("nan"))
-        return original(objective, *rest)
+                next(stepper.objective.parameters()).fill_(float("nan"))
+        return original(stepper, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="baseline, epoch 3: the loss is nan"):
         patch.setattr(loop, "train_epoch", train_epoch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import DEFORMABLE, batch_of, tiny_net
 
+from dsp_sparse.backbones.norm import BatchNorm
 from dsp_sparse.config import LossConfig
 from dsp_sparse.losses import consistency_loss, segmentation_loss
 from dsp_sparse.training.stages import METHODS, STAGES, Objective, running_statistics_kept, takes_pairs
@@ -130,12 +131,22 @@ def test_running_statistics_are_those_of_the_basic_branch(stage, store, settings
 
 
 def test_running_statistics_move_again_afterwards():
-    """The momentum of every normalisation is restored, also after an error."""
-    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, momentum=0.3), torch.nn.BatchNorm1d(2))
+    """Every normalisation follows its batches again, also after an error; one that never did still does not."""
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2, track_running_stats=False))
     with pytest.raises(RuntimeError), running_statistics_kept(net):
-        assert [norm.momentum for norm in net] == [0.0, 0.0]
         raise RuntimeError
-    assert [norm.momentum for norm in net] == [0.3, 0.1]
+    assert [norm.track_running_stats for norm in net] == [True, False]
+    net(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    torch.testing.assert_close(net[0].running_mean, torch.tensor([0.2, 0.35]))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm1d, BatchNorm])
+def test_a_batch_that_is_not_finite_leaves_kept_statistics_alone(norm):
+    net = norm(2)
+    with running_statistics_kept(net):
+        out = net(torch.full((3, 2), float("inf")))
+    assert out.isnan().all()
+    assert net.running_mean.tolist() == [0, 0] and net.running_var.tolist() == [1, 1]
 
 
 def test_a_batch_without_labels_trains_on_consistency_alone(store, settings, backbone):
