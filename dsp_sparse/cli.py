@@ -14,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import __version__
 from .config import CompareConfig, TrainConfig
-from .distributed import join, leave, rank, require_one_process
+from .distributed import join, leave, rank, require_one_process, together
 from .errors import UserError
 from .training.stop import Interrupted, terminate_as_interrupt
 
@@ -226,7 +226,7 @@ def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
 
 
 def train(config: TrainConfig, out: str, resume: bool = False) -> None:
-    """Train one network and evaluate it; an interrupted run resumes where it stopped.
+    """Train one network and evaluate it; an interrupted run resumes where it stopped. torchrun: in several processes.
 
     Args:
         config: settings of the run.
@@ -237,10 +237,13 @@ def train(config: TrainConfig, out: str, resume: bool = False) -> None:
     from .training.loop import train
     from .training.run import require_run
 
+    join()
     if resume:
-        require_run(out)
-    require_one_process("train")
-    print(score_table(train(config, out)))
+        with together():
+            require_run(out)
+    results = train(config, out)
+    if rank() == 0:
+        print(score_table(results))
 
 
 def compare(config: CompareConfig, out: str) -> int:
@@ -426,6 +429,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt as stop:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        if rank() == 0:
+            print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         code = stop.code if isinstance(stop, Interrupted) else 130
     leave(code or 0)

@@ -56,7 +56,7 @@ class Batch:
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in memory that a GPU copies from while the CPU goes on; the loader asks for it by this name."""
+        """The same batch in page-locked memory, from which a GPU copies while the CPU goes on. The loader calls it."""
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, change: Callable[[Ragged | Tensor], Ragged | Tensor]) -> "Batch":
