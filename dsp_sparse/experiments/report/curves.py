@@ -1,0 +1,120 @@
+"""How training went: the losses epoch by epoch, and where the time of a step went."""
+
+from collections.abc import Sequence
+from statistics import mean, median
+
+from ..table import group_runs, labels_of, method_of
+from .html import legend, paragraph, section, table, text
+from .sources import Subject
+from .svg import Line, colour, limits, line_chart, shares_bar
+
+# What the names in the metrics stand for (paper Eq. 1, 5, 9, 10).
+LOSSES = {
+    "seg": "segmentation loss",
+    "cr": "cross consistency (CR)",
+    "sr": "self consistency (SR)",
+    "seg_c": "segmentation, cross branch",
+    "seg_s": "segmentation, intra branch",
+    "reg": "kernel point regularisation",
+}
+# What a step spends its time on, by its name in the metrics.
+PARTS = {
+    "data": "data",
+    "geometry": "pyramid",
+    "forward": "forward",
+    "backward": "backward",
+    "optimiser": "optimiser",
+}
+
+
+def curve_section(subject: Subject) -> str:
+    """The losses of all runs; axes are the same wherever the same loss of the same backbone is shown."""
+    runs = [run for run in subject.runs if run["metrics"]]
+    if not runs:
+        return section("curves", "Learning curves", paragraph("No run folder with metrics is there."))
+    methods = list(dict.fromkeys(method_of(run) for run in runs))
+    colours = [colour(i) for i in range(len(methods))]
+    body = [legend(methods, colours)] if len(methods) > 1 else []
+    ranges = {}
+    for backbone in dict.fromkeys(run["backbone"] for run in runs):
+        lines = [line["losses"] for run in runs if run["backbone"] == backbone for line in run["metrics"]]
+        ranges |= {(backbone, loss): limits([values[loss] for values in lines if loss in values]) for loss in LOSSES}
+    groups = group_runs(runs)
+    for place in dict.fromkeys((rate, backbone, engine) for rate, backbone, _, engine in groups):
+        own = {key[2]: group for key, group in groups.items() if (key[0], key[1], key[3]) == place}
+        _, backbone, engine = place
+        some = next(iter(own.values()))[0]
+        panels = []
+        for loss, name in LOSSES.items():
+            lines = [line for m, group in own.items() for line in _lines(m, group, loss, colour(methods.index(m)))]
+            if lines and ranges[backbone, loss]:
+                y, log = ranges[backbone, loss]
+                panels.append(line_chart(name, lines, "epoch", y, log, _breaks(own)))
+        body.append(f"<h3>{text(' on '.join(filter(None, (backbone, engine))))}, {text(labels_of(some))} labelled</h3>")
+        body.append(f'<div class="panels">{"".join(panels)}</div>')
+    several = any(len(group) > 1 for group in groups.values())
+    note = "Means over the steps of an epoch, before their weights λ; a dashed line stands where a second stage begins."
+    if several:
+        note += " Thin: a seed each; thick: their mean."
+    return section("curves", "Learning curves", *body, paragraph(note))
+
+
+def _lines(method: str, group: Sequence[dict], loss: str, hue: str) -> list[Line]:
+    """A curve for every seed and, of several, their mean over the epochs that all have."""
+    curves = {
+        run["seed"]: [
+            (epoch, line["losses"][loss]) for epoch, line in enumerate(run["metrics"], 1) if loss in line["losses"]
+        ]
+        for run in group
+    }
+    curves = {seed: points for seed, points in curves.items() if points}
+    if len(curves) < 2:
+        return [Line(name=f"{method}, seed {seed}", colour=hue, points=p) for seed, p in curves.items()]
+    lines = [Line(name=f"{method}, seed {seed}", colour=hue, points=p, thin=True) for seed, p in curves.items()]
+    together = zip(*curves.values(), strict=False)
+    average = [(points[0][0], mean(value for _, value in points)) for points in together]
+    return [*lines, Line(name=f"{method}, mean of {len(curves)} seeds", colour=hue, points=average)]
+
+
+def _breaks(own: dict[str, list[dict]]) -> list[float]:
+    """Between which epochs a stage ends."""
+    places = set()
+    for group in own.values():
+        for run in group:
+            stages = [line["stage"] for line in run["metrics"]]
+            places |= {i + 0.5 for i in range(1, len(stages)) if stages[i] != stages[i - 1]}
+    return sorted(places)
+
+
+def time_section(subject: Subject) -> str:
+    """Milliseconds of a step by what they were spent on, for every stage of every method."""
+    spent: dict[tuple, list[dict]] = {}
+    for (_, backbone, method, engine), group in group_runs(subject.runs).items():
+        for run in group:
+            for line in run["metrics"]:
+                steps = run["config"].optim.steps_per_epoch
+                one = {name: 1000 * seconds / steps for name, seconds in line["seconds"].items()}
+                spent.setdefault((backbone, engine or "", method, line["objective"]), []).append(one)
+    if not spent:
+        return ""
+    rows, means = [], {}
+    for key, lines in spent.items():
+        names = [name for name in (*PARTS, "total") if any(name in line for line in lines)]
+        means[key] = {name: median(line.get(name, 0.0) for line in lines) for name in names}
+    whole = max(parts["total"] for parts in means.values())
+    known = [name for name in PARTS if any(name in parts for parts in means.values())]
+    hues = {name: f"var(--part-{number})" for number, name in enumerate(PARTS)}
+    for (backbone, engine, method, stage), parts in means.items():
+        shares = [(f"{PARTS[name]}: {parts[name]:.1f} ms", parts[name], hues[name]) for name in known if name in parts]
+        name = f"{' on '.join(filter(None, (backbone, engine)))} {method}"
+        cells = [f"{parts[name]:.1f}" if name in parts else "" for name in known]
+        rows.append([text(name), text(stage), shares_bar(shares, whole), *cells, f"<b>{parts['total']:.0f}</b>"])
+    rows.sort(key=lambda row: row[0].split()[0])
+    head = ["method", "stage", "share", *(PARTS[name] for name in known), "whole step"]
+    return section(
+        "time",
+        "Time of a step",
+        legend([PARTS[name] for name in known], [hues[name] for name in known]),
+        table("Milliseconds a training step, median over the epochs of all runs", head, rows, labels=2),
+        paragraph("Pyramid: neighbourhoods and subsampled levels of KPFCNN, kernel maps of MinkUNet."),
+    )
