@@ -74,6 +74,9 @@ class AffinityView:
         source_colours: `[m, 3]` uint8, those of the input points nearest to them.
         source_labels: `[m]` int16, the most frequent of the input points they stand for.
         source_ceiling: `[m]` bool.
+        context: `[k, 3]` float32, the input points of the ball that the source points stand for.
+        context_colours: `[k, 3]` uint8.
+        context_ceiling: `[k]` bool.
     """
 
     module: str
@@ -91,6 +94,9 @@ class AffinityView:
     source_colours: np.ndarray
     source_labels: np.ndarray
     source_ceiling: np.ndarray
+    context: np.ndarray
+    context_colours: np.ndarray
+    context_ceiling: np.ndarray
 
 
 def scene_view(runs: Mapping[str, str | Path], store: SceneStore, scene: Scene, max_points: int = 60_000) -> SceneView:
@@ -256,6 +262,9 @@ def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: i
             source_colours=where.colours[nearby],
             source_labels=known[tap.rows(sample)].cpu().numpy().astype(np.int16),
             source_ceiling=where.ceiling[nearby],
+            context=where.points,
+            context_colours=where.colours,
+            context_ceiling=where.ceiling,
         )
         for row, weights in zip(chosen, affinity, strict=True)
     ]

@@ -1,0 +1,250 @@
+"""The paper's qualitative figures as PNG images: affinity (Fig. 4) and segmentations (Fig. 5), with matplotlib."""
+
+import io
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from ..errors import UserError
+from .render import Camera, render, visible
+from .views import AffinityView, SceneView
+
+PIXELS = 700  # of the longer side of one panel
+DPI = 200
+PANEL = 1.75  # inches
+POINTS_PER_PIXEL = 72 * PANEL / PIXELS
+UNLABELLED = (205, 205, 205)
+RIGHT, WRONG = (190, 196, 202), (214, 39, 40)
+# From low to high affinity, as in the paper.
+GREEN_TO_RED = ("#1a9850", "#a6d96a", "#fee08b", "#f46d43", "#d73027")
+
+
+def segmentation_picture(views: Sequence[SceneView], weak: str, full: str | None = None) -> bytes:
+    """Draw segmentations as in Fig. 5, one row a scene: input, ground truth, predictions and where they err.
+
+    Ceilings are left out, so that the rest can be seen.
+
+    Args:
+        views: the scenes, at least one, of one store.
+        weak: the run of `views` that was trained with weak labels.
+        full: the run that was trained with all of them, if there is one.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    columns = {"input": None, "ground truth": None}
+    if full is not None:
+        columns["full supervision"] = full
+    columns |= {"weak supervision": weak, "errors of weak supervision": weak}
+    figure = _figure(PANEL * len(columns), PANEL * len(views) + 0.6)
+    axes = figure.subplots(len(views), len(columns), squeeze=False)
+    for row, view in zip(axes, views, strict=True):
+        spacing = spacing_of(view.points)
+        camera, shown = look(view.points, view.ceiling, spacing)
+        for panel, (title, run) in zip(row, columns.items(), strict=True):
+            if title == "input":
+                colours = view.colours
+            elif title.startswith("errors"):
+                colours = error_colours(view, run)
+            else:
+                colours = class_colours(view, view.labels if run is None else view.predictions[run])
+            _show(panel, render(view.points[shown], colours[shown], camera, spacing))
+        row[0].set_ylabel(view.name.replace("_", " "), fontsize=6)
+        row[-1].set_xlabel(f"errors (red): {_wrong(view, weak, shown)} of these points", fontsize=6)
+    for panel, title in zip(axes[0], columns, strict=True):
+        panel.set_title(title, fontsize=8)
+    _legend(figure, views)
+    return _png(figure)
+
+
+def affinity_picture(views: Sequence[AffinityView], rows: int = 4) -> bytes:
+    """Draw affinity as in Fig. 4, one row a class: for each module the source, and the target with the chosen point.
+
+    Source points go from green to red with the square root of their affinity, relative to the largest; behind them is,
+    paler, the cloud they stand for. Ceilings are left out, and with them their class.
+
+    Args:
+        views: at least one that is not of a ceiling.
+        rows: most classes to show, those with most points in the target.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    seen = [view for view in views if not view.source_ceiling.all() and not _is_ceiling(view)]
+    modules = sorted({view.module for view in seen})
+    labels = sorted({view.label for view in seen}, key=lambda label: -_points_of(seen, label))[:rows]
+    first = {key: next(group) for key, group in groupby(sorted(seen, key=_key), _key)}
+    columns = len(modules) + 1
+    figure = _figure(1.1 * PANEL * columns, PANEL * len(labels) + 0.5)
+    axes = figure.subplots(len(labels), columns, squeeze=False)
+    for row, label in zip(axes, labels, strict=True):
+        for panel, module in zip(row, modules, strict=False):
+            if (view := first.get((module, label))) is None:
+                panel.set_axis_off()  # no training scene has the class
+            else:
+                _draw_source(panel, view)
+        _draw_target(row[-1], next(view for view in seen if view.label == label))
+        row[0].set_ylabel(views[0].classes[label], fontsize=8)
+    for letter, panel, module in zip("ab", axes[0], modules, strict=False):
+        panel.set_title(f"({letter}) {module.upper()}: affinity", fontsize=8)
+    axes[0, -1].set_title("the chosen point (red)", fontsize=8)
+    _affinity_scale(figure)
+    return _png(figure)
+
+
+def look(points: np.ndarray, ceiling: np.ndarray, spacing: float) -> tuple[Camera, np.ndarray]:
+    """From where to look at a scene or ball, of eight directions the one that shows most points; and what to show.
+
+    Of a scene with a ceiling its walls before the camera are left out, too.
+
+    Args:
+        points: `[n, 3]` metres.
+        ceiling: `[n]` bool, points to leave out.
+        spacing: distance of neighbouring points, metres.
+
+    Returns:
+        The camera, and `[n]` bool.
+    """
+    best = (-1, None, None)
+    for azimuth in range(-60, 300, 45):
+        shown = ~ceiling
+        if ceiling.any():
+            shown &= ~walls_before(points, azimuth)
+        camera = Camera.over(points[shown], PIXELS // 4, azimuth)
+        count = visible(points[shown], camera, spacing)
+        if count > best[0]:
+            best = count, azimuth, shown
+    _, azimuth, shown = best
+    return Camera.over(points[shown], PIXELS, azimuth), shown
+
+
+def walls_before(points: np.ndarray, azimuth: float) -> np.ndarray:
+    """`[n]` bool: the outermost points on the side of the camera, but for the lowest half metre."""
+    flat = points[:, :2] - (points[:, :2].min(0) + points[:, :2].max(0)) / 2
+    distance, angle = np.hypot(*flat.T), np.arctan2(flat[:, 1], flat[:, 0])
+    sector = ((angle + np.pi) / (2 * np.pi) * 120).astype(int).clip(0, 119)
+    outermost = np.zeros(120)
+    np.maximum.at(outermost, sector, distance)
+    near = np.cos(angle - np.radians(azimuth)) > 0.1
+    return near & (distance > outermost[sector] - 0.35) & (points[:, 2] > points[:, 2].min() + 0.5)
+
+
+def class_colours(view: SceneView, labels: np.ndarray) -> np.ndarray:
+    """`[n, 3]` uint8 colours of labels `[n]`, -1 grey."""
+    return np.concatenate([view.palette, [UNLABELLED]]).astype(np.uint8)[labels]
+
+
+def error_colours(view: SceneView, run: str) -> np.ndarray:
+    """`[n, 3]` uint8: red where a run is wrong, grey where it is right, light where there is no label."""
+    colours = np.where((view.predictions[run] == view.labels)[:, None], RIGHT, WRONG)
+    colours[view.labels < 0] = UNLABELLED
+    return colours.astype(np.uint8)
+
+
+def _wrong(view: SceneView, run: str, shown: np.ndarray) -> str:
+    known = shown & (view.labels >= 0)
+    if not known.any():
+        return "no labels, 0 %"
+    return f"{100 * (view.predictions[run] != view.labels)[known].mean():.0f} %"
+
+
+def _key(view: AffinityView) -> tuple[str, int]:
+    return view.module, view.label
+
+
+def _is_ceiling(view: AffinityView) -> bool:
+    """Whether most of the chosen point's class in the target is hidden."""
+    own = view.target_labels == view.label
+    return bool(view.target_ceiling[own].mean() > 0.5) if own.any() else False
+
+
+def _points_of(views: list[AffinityView], label: int) -> int:
+    return max(int((view.target_labels == label).sum()) for view in views)
+
+
+def _draw_source(panel, view: AffinityView) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("affinity", GREEN_TO_RED)
+    shown, around = ~view.source_ceiling, view.context[~view.context_ceiling]
+    camera = _draw_ball(panel, around, 255 - 0.35 * (255.0 - view.context_colours[~view.context_ceiling]))
+    place, _ = camera.project(view.source[shown])
+    strength = np.sqrt(view.affinity[shown] / view.affinity.max())
+    order = np.argsort(strength, kind="stable")  # what has most affinity lies on top
+    size = 0.4 * spacing_of(view.source[shown]) * camera.scale * POINTS_PER_PIXEL
+    panel.scatter(*place[order].T, c=colours(strength[order]), s=size**2, linewidths=0.3, edgecolors="white")
+    share = view.affinity[view.source_labels == view.label].sum()
+    panel.set_xlabel(f"{100 * share:.0f} % of its affinity on {view.classes[view.label]}", fontsize=6)
+
+
+def _draw_target(panel, view: AffinityView) -> None:
+    shown = ~view.target_ceiling
+    camera = _draw_ball(panel, view.target[shown], view.target_colours[shown])
+    place, _ = camera.project(view.point[None])
+    panel.scatter(*place.T, c="red", s=30, linewidths=0.8, edgecolors="white")
+
+
+def _draw_ball(panel, points: np.ndarray, colours: np.ndarray) -> Camera:
+    """Draw a ball whose ceiling is gone; returns what looks at it."""
+    spacing = spacing_of(points)
+    camera, _ = look(points, np.zeros(len(points), bool), spacing)
+    _show(panel, render(points, colours.astype(np.uint8), camera, spacing))
+    return camera
+
+
+def spacing_of(points: np.ndarray, sample: int = 300) -> float:
+    """The spacing of the grid that points lie on, metres: the median distance to the third nearest of some of them."""
+    if len(points) < 4:
+        return 0.1
+    chosen = points[:: max(1, len(points) // sample)]
+    squared = [np.partition(((points - point) ** 2).sum(1), 3)[3] for point in chosen]
+    return float(np.sqrt(np.median(squared)))
+
+
+def _figure(width: float, height: float):
+    try:
+        from matplotlib.figure import Figure  # no pyplot: no display, no global state
+    except ImportError:
+        raise UserError("pictures need matplotlib; install it with pip install 'dsp-sparse[report]'") from None
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _show(panel, image: np.ndarray) -> None:
+    panel.imshow(image, interpolation="antialiased")
+    panel.set_xticks([]), panel.set_yticks([])
+    panel.spines[:].set_visible(False)
+
+
+def _legend(figure, views: Sequence[SceneView]) -> None:
+    from matplotlib.patches import Patch
+
+    view = views[0]
+    present = sorted(
+        {int(c) for v in views for values in (v.labels, *v.predictions.values()) for c in np.unique(values)}
+    )
+    handles = [Patch(color=view.palette[c] / 255, label=view.classes[c]) for c in present if c >= 0]
+    if present and present[0] < 0:
+        handles.append(Patch(color=np.array(UNLABELLED) / 255, label="unlabelled"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=7)
+
+
+def _affinity_scale(figure) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour) for colour in GREEN_TO_RED]
+    for handle, text in zip(handles, ("low affinity", "", "", "", "high"), strict=True):
+        handle.set_label(text)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
