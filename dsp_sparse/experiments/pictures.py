@@ -178,8 +178,9 @@ def _draw_source(panel, view: AffinityView) -> None:
     place, _ = camera.project(view.source[shown])
     strength = np.sqrt(view.affinity[shown] / view.affinity.max())
     order = np.argsort(strength, kind="stable")  # what has most affinity lies on top
-    size = 0.4 * spacing_of(view.source[shown]) * camera.scale * POINTS_PER_PIXEL
-    panel.scatter(*place[order].T, c=colours(strength[order]), s=size**2, linewidths=0.3, edgecolors="white")
+    size = min(5.5, 0.4 * spacing_of(view.source[shown]) * camera.scale * POINTS_PER_PIXEL)
+    look_of = {"s": size**2, "linewidths": 0.3, "edgecolors": "white", "clip_on": False}
+    panel.scatter(*place[order].T, c=colours(strength[order]), **look_of)
     share = view.affinity[view.source_labels == view.label].sum()
     panel.set_xlabel(f"{100 * share:.0f} % of its affinity on {view.classes[view.label]}", fontsize=6)
 

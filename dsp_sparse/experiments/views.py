@@ -63,13 +63,13 @@ class AffinityView:
         label: class of the chosen point.
         classes: names of the classes.
         target_scene: name of the scene it lies in.
-        point: `[3]` float32, the chosen point.
+        point: `[3]` float32, the chosen point: the mean of the input points it stands for.
         target: `[n, 3]` float32, the input points of its ball.
         target_colours: `[n, 3]` uint8.
         target_labels: `[n]` int16.
         target_ceiling: `[n]` bool.
         source_scene: name of the scene that it attends to: a training scene for csfr, its own for isfr.
-        source: `[m, 3]` float32, the tap points it attends to.
+        source: `[m, 3]` float32, the tap points it attends to, each the mean of the input points it stands for.
         affinity: `[m]` float32, how much it takes from each; sums to 1.
         source_colours: `[m, 3]` uint8, those of the input points nearest to them.
         source_labels: `[m]` int16, the most frequent of the input points they stand for.
@@ -232,17 +232,16 @@ def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: i
     batch = collate([target, source]).to(next(net.parameters()).device)
     with evaluating(net):
         tap, state = net.encode(batch.input)
-        sure = net.decode(tap.feat, state).softmax(1)[:, label].double()
+        sure = net.decode(tap.feat, state).softmax(1)[:, label]
     known = tap_labels(tap, batch.input, batch.labels)
     own, _ = nearest(batch.input.coord, batch.input.offsets, tap.coord, tap.offsets)
-    total = torch.zeros(len(known), dtype=torch.float64, device=known.device)
-    counts = total.index_add(0, own, torch.ones_like(sure))
-    sure = total.index_add(0, own, sure) / counts
+    sure = _means(sure[:, None], own, torch.zeros_like(tap.coord[:, :1]))[:, 0]
+    places = _means(batch.input.coord, own, tap.coord)  # on the surface, where a voxel's centre need not be
     candidates = (known[tap.rows(0)] == label).nonzero()[:, 0]
     chosen = candidates[sure[candidates].argsort(descending=True, stable=True)[:count]]
     affinity = affinity_scores(run.modules[module], tap, chosen).softmax(1).float().cpu().numpy()
     sample = 0 if module == "isfr" else 1
-    nearby, _ = nearest(tap.coord, tap.offsets, batch.input.coord, batch.input.offsets)
+    nearby, _ = nearest(places, tap.offsets, batch.input.coord, batch.input.offsets)
     nearby = nearby[tap.rows(sample)].cpu().numpy() - batch.input.rows(sample).start
     shown, where = _Ball.of(run, target), _Ball.of(run, (target, source)[sample])
     return [
@@ -251,13 +250,13 @@ def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: i
             label=label,
             classes=run.store.classes,
             target_scene=shown.scene.name,
-            point=shown.place(tap.coord[row]),
+            point=shown.place(places[row]),
             target=shown.points,
             target_colours=shown.colours,
             target_labels=target.labels.astype(np.int16),
             target_ceiling=shown.ceiling,
             source_scene=where.scene.name,
-            source=where.place(tap.coord[tap.rows(sample)]),
+            source=where.place(places[tap.rows(sample)]),
             affinity=weights,
             source_colours=where.colours[nearby],
             source_labels=known[tap.rows(sample)].cpu().numpy().astype(np.int16),
@@ -268,6 +267,16 @@ def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: i
         )
         for row, weights in zip(chosen, affinity, strict=True)
     ]
+
+
+def _means(values: Tensor, own: Tensor, otherwise: Tensor) -> Tensor:
+    """The means `[M, F]` of the values `[N, F]` of the input points that each tap point stands for.
+
+    `own` `[N]` is the tap point of each input point; one that no point has gets what `otherwise` `[M, F]` says.
+    """
+    counts = own.bincount(minlength=len(otherwise))[:, None]
+    sums = torch.zeros_like(otherwise).index_add(0, own, values)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), otherwise)
 
 
 @dataclass(frozen=True, eq=False)
