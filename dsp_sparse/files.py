@@ -27,16 +27,32 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        flush(temporary)
-        os.replace(temporary, path)
-    except OSError as error:  # a failed write does not say of which file
-        if error.filename is None and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path):
+            yield temporary
+            os.chmod(temporary, 0o644)
+            flush(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and wait until it is on the disk. OSError: it cannot be written; it names the file."""
+    with naming(path):
+        with path.open("a") as file:
+            file.write(line + "\n")
+        flush(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an OSError that does not say which file it is about, as those of failed writes do not, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def flush(path: Path) -> None:

@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from ..config import TrainConfig
 from ..distributed import rank
 from ..errors import UserError
-from ..files import atomic_path, flush, remove_leftovers, write_json
+from ..files import append_line, atomic_path, remove_leftovers, write_json
 from .checkpoint import TrainingState, load_state, save_state
 from .environment import environment, read_environment
 from .scores import read_scores
@@ -105,9 +105,7 @@ class Run:
         """Append the line of an epoch to the metrics, and to the events of TensorBoard if there are any."""
         if rank() > 0:
             return
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        flush(self._metrics)
+        append_line(self._metrics, json.dumps(line))
         if self._events is not None:
             self._events.add(line, self._epochs_before(line["stage"], line["epoch"]))
 
