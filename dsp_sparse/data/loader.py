@@ -47,9 +47,12 @@ class BallDataset(TorchDataset):
 
 
 def ignore_stops(worker: int) -> None:
-    """Let the training process alone decide when to stop: Ctrl-C reaches its workers, too."""
+    """Let the training process alone decide when to stop: what a terminal or a cluster sends reaches its workers, too.
+
+    A worker that is told to end does so a minute later, should it be there still: time for the state to be saved.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def train_loader(
