@@ -47,7 +47,7 @@ def prepare(
     tile_points: int = 8_000_000,
     overlap: float | None = None,
     config: str | None = None,
-) -> None:
+) -> int:
     """Turn raw clouds into a scene store: grid-subsampled, memory-mapped, with the way back to every original point.
 
     Args:
@@ -62,6 +62,7 @@ def prepare(
     """
     from .data import clouds, s3dis, scannet
     from .data import prepare as write_store
+    from .data.prepare import BrokenCloudsError
 
     if dataset == "clouds" and config is None:
         raise UserError("the data set clouds needs --config, a YAML that describes the files (configs/data/lidar.yaml)")
@@ -71,7 +72,14 @@ def prepare(
         found = clouds.scenes(source, clouds.CloudConfig.load(config))
     else:
         found = {"s3dis": s3dis, "scannet": scannet}[dataset].scenes(source)
-    write_store(found, store, grid, workers, tile_points, overlap)
+    try:
+        write_store(found, store, grid, workers, tile_points, overlap)
+    except BrokenCloudsError as error:
+        for problem in error.problems:
+            fail("dsp-sparse prepare", problem)
+        left = f"{len(error.problems)} of {error.total} clouds are left; mend them and type the same command again"
+        return fail("dsp-sparse prepare", f"{store}: {left}")
+    return 0
 
 
 def check(store: str) -> int:

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import torch
 
 from .errors import UserError
 
 
-def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[[], None], advice: str) -> None:
+def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[[Any], None], advice: str) -> None:
     """Call `work(*job)` for every job, in this process or, of more than one worker, in processes of their own.
 
     When a job fails or this process is interrupted, no other one is begun, and those under way end at their next
@@ -23,7 +24,7 @@ def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[
         work: picklable as an argument of a new process: it may hold shared memory.
         jobs: its arguments.
         workers: number of processes, at least 1; no more than jobs are started.
-        done: called here whenever a job is done.
+        done: called here with what a job returned, whenever one is done.
         advice: what to try when a worker was killed.
 
     Raises:
@@ -32,8 +33,7 @@ def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
-            work(*job)
-            done()
+            done(work(*job))
         return
     # Fresh processes: forked ones would inherit the locks of torch's threads.
     fresh = multiprocessing.get_context("spawn")
@@ -41,8 +41,7 @@ def run_all(work: Callable, jobs: Sequence[tuple], workers: int, done: Callable[
     with ProcessPoolExecutor(workers, fresh, _begin, (work, ended)) as pool:
         try:
             for job in as_completed([pool.submit(_run, *job) for job in jobs]):
-                job.result()
-                done()
+                done(job.result())
         except BrokenProcessPool as error:
             raise UserError(f"a worker was killed (out of memory?); try {advice}") from error
         except BaseException:
@@ -74,5 +73,5 @@ def _begin(work: Callable, ended: object) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _run(*job: object) -> None:
-    _work(*job)
+def _run(*job: object) -> Any:
+    return _work(*job)

@@ -1,6 +1,7 @@
 """The command line as a user types it: the whole road on procedural rooms, and every mistake a one-line error."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -43,6 +44,19 @@ def folder(tmp_path_factory):
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "store": str(folder / "store")}}
     (folder / "train.yaml").write_text(yaml.safe_dump(settings))
     return folder
+
+
+def test_prepare_names_every_broken_cloud(folder, tmp_path, capsys):
+    """And prepares the others: the same command goes on when those are mended."""
+    shutil.copytree(folder / "raw", tmp_path / "raw")
+    broken = [next((tmp_path / "raw" / area).glob("*/Annotations/floor_*.txt")) for area in ("Area_1", "Area_3")]
+    for path in broken:
+        path.write_text("1 2 3\n")
+    assert run("prepare", "s3dis", tmp_path / "raw", tmp_path / "store", "--grid", 0.15) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsp-sparse prepare: error: ")]
+    assert [str(path) in line for path, line in zip(broken, lines, strict=False)] == [True, True]
+    assert len(lines) == 3 and "2 of 3 clouds are left" in lines[2]
+    assert len(list((tmp_path / "store" / "scenes").iterdir())) == 1
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,20 @@ from .store import FORMAT, MANIFEST, SceneStore, read_manifest
 from .tiles import TILE_POINTS, GridCloud, Tile, TooWideError, grid_cloud, require_tiling, tiles
 
 
+class BrokenCloudsError(UserError):
+    """Clouds of a data set that cannot be prepared; the others are, so that only these are left to mend.
+
+    Args:
+        problems: what is wrong, one message a cloud.
+        total: how many clouds were to be prepared.
+    """
+
+    def __init__(self, problems: list[str], total: int):
+        more = f" (the first of {len(problems)} such clouds of {total})" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}")
+        self.problems, self.total = problems, total
+
+
 def prepare(
     dataset: Dataset,
     out: str | Path,
@@ -38,7 +52,8 @@ def prepare(
 
     Every cloud is written whole or not at all, and finished clouds are skipped, so a run that was interrupted, killed
     or failed goes on where it stopped, to the same store. Whether the source of a finished cloud has changed is not
-    looked at: delete the cloud's folder to have it prepared again.
+    looked at: delete the cloud's folder to have it prepared again. A cloud that is broken leaves the others alone: all
+    of them are named in the end.
 
     Args:
         dataset: what a loader returned.
@@ -53,9 +68,9 @@ def prepare(
         The store, opened.
 
     Raises:
-        UserError: bad input data (see the loaders), an argument out of its range, a folder that another process is
-            preparing, or one that holds a store of another data set, read or tiled in another way, of another grid or
-            format version.
+        BrokenCloudsError: bad input data (see the loaders).
+        UserError: an argument out of its range, a folder that another process is preparing, or one that holds a store
+            of another data set, read or tiled in another way, of another grid or format version.
     """
     out, begin = Path(out), time.perf_counter()
     if not (np.isfinite(grid) and grid > 0):
@@ -106,6 +121,8 @@ def prepare(
                 job = Job(grid, tile_points, overlap, len(dataset.classes), bar.points)
                 jobs = [(number, scene, folders[scene.name]) for number, scene in enumerate(missing)]
                 run_all(job, jobs, workers, bar.next_cloud, "fewer workers or a smaller tile_points")
+            if bar.problems:
+                raise BrokenCloudsError(sorted(bar.problems), len(missing))
         except BaseException:
             # Without a finished cloud there is nothing to go on from, so nothing is left behind.
             if found is None and not any(out.glob("scenes/*/scene.json")):
@@ -144,11 +161,12 @@ class Progress:
         points: shared memory: points read + points written of each cloud. One process writes each, so it has no lock,
             which a process that is killed would not give back.
         clouds: clouds finished so far.
+        problems: what is wrong with the others, one message a cloud.
     """
 
     def __init__(self, name: str, total: int, show: bool):
         self.points = multiprocessing.get_context("spawn").RawArray("q", total)
-        self.clouds, self.total = 0, total
+        self.clouds, self.total, self.problems = 0, total, []
         self.bar = tqdm(desc=f"prepare {name}", unit="point", unit_scale=True, disable=not show)
         self.closed = threading.Event()
         self.ticker = threading.Thread(target=self._tick, daemon=True)
@@ -162,14 +180,18 @@ class Progress:
         self.ticker.join()
         self.bar.close()
 
-    def next_cloud(self) -> None:
-        self.clouds += 1
+    def next_cloud(self, problem: str | None) -> None:
+        if problem is None:
+            self.clouds += 1
+        else:
+            self.problems.append(problem)
 
     def _tick(self) -> None:
         last = False
         while not last:
             last = self.closed.wait(0.2)
-            self.bar.set_postfix_str(f"{self.clouds}/{self.total} clouds", refresh=False)
+            broken = f", {len(self.problems)} broken" if self.problems else ""
+            self.bar.set_postfix_str(f"{self.clouds}/{self.total} clouds{broken}", refresh=False)
             self.bar.update(sum(self.points) // 2 - self.bar.n)
 
 
@@ -189,8 +211,8 @@ class Job:
     num_classes: int
     points: object
 
-    def __call__(self, number: int, scene: RawScene, folder: Path) -> None:
-        """Prepare one cloud, into a folder that appears when it is complete."""
+    def __call__(self, number: int, scene: RawScene, folder: Path) -> str | None:
+        """Prepare one cloud, into a folder that appears when it is complete; returns what is wrong with it, if so."""
         try:
             with atomic_folder(folder) as temporary:
                 cut = tiles(
@@ -207,7 +229,9 @@ class Job:
                     del tile  # before the next one is read
                 write_json(temporary / "scene.json", entries)
         except TooWideError as error:
-            raise UserError(f"{scene.source}: {error}") from None
+            return f"{scene.source}: {error}"
+        except UserError as error:
+            return str(error)
         except OSError as error:
             if error.filename is not None:
                 raise

@@ -73,7 +73,7 @@ def generate_rooms(
             if not folder.is_dir():
                 missing.append((folder, area, room, points, seed))
         with tqdm(total=rooms, initial=rooms - len(missing), desc="rooms", unit="room", disable=not progress) as bar:
-            run_all(_make_and_write, missing, workers, bar.update, "fewer workers")
+            run_all(_make_and_write, missing, workers, lambda _: bar.update(), "fewer workers")
     return out
 
 

@@ -16,6 +16,7 @@ from clouds import tiny_cloud
 
 from dsp_sparse.data import Labelling, RawCloud, RawScene, SceneStore, prepare, s3dis, weak_labels
 from dsp_sparse.data.check import check
+from dsp_sparse.data.prepare import BrokenCloudsError
 from dsp_sparse.errors import UserError
 from dsp_sparse.files import locked
 
@@ -193,8 +194,9 @@ def test_other_groups_are_taken_over(tiny_dataset, tmp_path):
 def test_a_folder_that_was_there_stays_when_nothing_comes_of_it(tiny_dataset, tmp_path):
     """The error is that of the cloud."""
     (tmp_path / "store").mkdir()
+    scenes = with_scene(tiny_dataset, 0, partial(bad_cloud, ())).scenes[:1]
     with pytest.raises(UserError, match="the cloud is empty"):
-        prepare(with_scene(tiny_dataset, 0, partial(bad_cloud, ())), tmp_path / "store", 0.25, progress=False)
+        prepare(replace(tiny_dataset, scenes=scenes), tmp_path / "store", 0.25, progress=False)
     assert not [*(tmp_path / "store").iterdir()]
 
 
@@ -273,6 +275,24 @@ def test_a_bad_cloud_is_named_and_leaves_nothing_half_written(tiny_dataset, tmp_
     with pytest.raises(UserError, match=r"bad.txt: point 2 has coordinates"):
         prepare(bad, tmp_path / "store", 0.25, workers=workers, progress=False)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_broken_clouds_leave_the_others_alone(tiny_dataset, tmp_path, workers):
+    """All of them are named in the end, and only they are left to mend."""
+    bad = with_scene(tiny_dataset, 0, partial(bad_cloud, ()))
+    bad = with_scene(bad, 2, partial(bad_cloud, ((0, 0, 0), (0, 0, np.nan))))
+    with pytest.raises(
+        BrokenCloudsError, match=r"scene0.txt: the cloud is empty.* \(the first of 2 .* of 3\)"
+    ) as error:
+        prepare(bad, tmp_path / "store", 0.25, workers=workers, progress=False)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["scene0.txt", "scene2.txt"]
+    assert [path.name for path in (tmp_path / "store" / "scenes").iterdir()] == ["scene1"]
+    with pytest.raises(UserError, match="the store is unfinished"):
+        SceneStore.open(tmp_path / "store")
+    prepare(with_scene(tiny_dataset, 1, interrupted), tmp_path / "store", 0.25, workers=workers, progress=False)
+    prepare(tiny_dataset, tmp_path / "clean", 0.25, progress=False)
+    assert contents(tmp_path / "store") == contents(tmp_path / "clean")
 
 
 def test_an_empty_cloud_is_named(tiny_dataset, tmp_path):
