@@ -127,6 +127,7 @@ def tiles(
     tile_points: int = TILE_POINTS,
     overlap: float | None = None,
     scratch: str | Path | None = None,
+    dealt: Callable[[int], None] = lambda points: None,
 ) -> Iterator[Tile]:
     """Cut a cloud into tiles of at most `tile_points` points and their margins.
 
@@ -142,6 +143,8 @@ def tiles(
         overlap: width of the margins, metres; None: 50 cells.
         scratch: folder for the unnamed files, with room for some 40 bytes a point, and as much again for every tile
             that the point is in; None: that of the system.
+        dealt: of a cloud that is cut, called with so many points whenever they have been dealt out to their tiles,
+            between the last piece and the first tile.
 
     Raises:
         UserError: `tile_points` below 1 or a negative overlap; a `TooWideError` for a cloud of too many cells.
@@ -154,7 +157,7 @@ def tiles(
         if total > tile_points:
             margin = OVERLAP if overlap is None else int(np.ceil(min(overlap / grid, COLUMNS)))
             del piece  # the list alone holds it
-            yield from _cut(chain(_drain(kept), pieces), grid, tile_points, margin, scratch)
+            yield from _cut(chain(_drain(kept), pieces), grid, tile_points, margin, scratch, dealt)
             return
     del piece
     yield Tile.whole(_join(_drain(kept), total))
@@ -190,7 +193,12 @@ def _join(pieces: Iterator[RawCloud], total: int) -> RawCloud:
 
 
 def _cut(
-    pieces: Iterable[RawCloud], grid: float, tile_points: int, margin: int, scratch: str | Path | None
+    pieces: Iterable[RawCloud],
+    grid: float,
+    tile_points: int,
+    margin: int,
+    scratch: str | Path | None,
+    dealt: Callable[[int], None],
 ) -> Iterator[Tile]:
     with tempfile.TemporaryFile(dir=scratch) as first_file, tempfile.TemporaryFile(dir=scratch) as second_file:
         arrived, by_tile = _Spool(first_file), _Spool(second_file)
@@ -219,6 +227,7 @@ def _cut(
                 for mine, to in ((core, cores), (box.holds(of_piece, margin) & ~core, margins)):
                     if mine.any():
                         to[number].append(by_tile.write(*(array[mine] for array in arrays)))
+            dealt(len(of_piece))
 
         def tile(number: int) -> Tile:
             parts = cores[number] + margins[number]

@@ -239,29 +239,38 @@ def label_points(
         The number of points, N; `result` holds `[N]` of `PREDICTED`.
     """
     count = 0
+    arriving = tqdm(desc=f"{source.name}: read", unit="point", unit_scale=True, leave=False, delay=1)
 
     def counted() -> Iterator[RawCloud]:
         nonlocal count
-        with tqdm(desc=f"{source.name}: read", unit="point", unit_scale=True, leave=False, delay=1) as bar:
-            for piece in pieces:
-                count += len(piece.points)
-                bar.update(len(piece.points))
-                yield piece
+        for piece in pieces:
+            count += len(piece.points)
+            arriving.update(len(piece.points))
+            yield piece
+
+    def dealt(points: int) -> None:
+        if arriving.total is None:
+            arriving.set_description(f"{source.name}: cut into tiles", refresh=False)
+            arriving.reset(total=count)
+        arriving.update(points)
 
     # Every piece is read before the first tile comes. The margin makes the surroundings of every point whole.
-    for tile in tiles(counted(), grid=grid, tile_points=tile_points, overlap=voting.radius, scratch=folder):
-        try:
-            cloud = grid_cloud(tile, grid)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None
-        rows, number, total = tile.rows, tile.number, tile.total
-        del tile  # its points have become grid points
-        title = f"{source.name} {number + 1}/{total}" if total > 1 else source.name
-        with tqdm(total=len(cloud.points), desc=title, unit="point", unit_scale=True, leave=False) as bar:
-            confidence, label = predict_probabilities(branch, cloud, voting, number, bar).max(1)
-        result.truncate(count * PREDICTED.itemsize)
-        predicted = np.memmap(result, PREDICTED, "r+", shape=count)
-        predicted["label"][rows] = label.numpy()[cloud.inverse]
-        predicted["confidence"][rows] = confidence.numpy()[cloud.inverse]
-        del predicted, cloud, confidence, label, rows  # before the next tile is read
+    settings = {"grid": grid, "tile_points": tile_points, "overlap": voting.radius, "scratch": folder}
+    with arriving:
+        for tile in tiles(counted(), **settings, dealt=dealt):
+            arriving.close()
+            try:
+                cloud = grid_cloud(tile, grid)
+            except UserError as error:
+                raise UserError(f"{source}: {error}") from None
+            rows, number, total = tile.rows, tile.number, tile.total
+            del tile  # its points have become grid points
+            title = f"{source.name} {number + 1}/{total}" if total > 1 else source.name
+            with tqdm(total=len(cloud.points), desc=title, unit="point", unit_scale=True, leave=False) as bar:
+                confidence, label = predict_probabilities(branch, cloud, voting, number, bar).max(1)
+            result.truncate(count * PREDICTED.itemsize)
+            predicted = np.memmap(result, PREDICTED, "r+", shape=count)
+            predicted["label"][rows] = label.numpy()[cloud.inverse]
+            predicted["confidence"][rows] = confidence.numpy()[cloud.inverse]
+            del predicted, cloud, confidence, label, rows  # before the next tile is read
     return count

@@ -74,7 +74,10 @@ def test_large_coordinates_lose_nothing():
 def test_a_cloud_that_is_not_too_large_is_one_tile(tile_points, tmp_path):
     """No file is written: the folder for them does not exist."""
     cloud = tiny_cloud(0)
-    (tile,) = tiles(pieces(cloud), grid=0.1, tile_points=tile_points, scratch=tmp_path / "none")
+    dealt = []
+    args = {"tile_points": tile_points, "scratch": tmp_path / "none", "dealt": dealt.append}
+    (tile,) = tiles(pieces(cloud), grid=0.1, **args)
+    assert not dealt
     assert (tile.number, tile.total, tile.num_core) == (0, 1, 400)
     np.testing.assert_array_equal(tile.rows, np.arange(400))
     np.testing.assert_array_equal(tile.origin, cloud.points.min(0))
@@ -195,6 +198,13 @@ def test_pieces_are_let_go_as_they_are_used():
     alive.clear()
     next(tiles(watched(), grid=0.1, tile_points=1000))
     assert alive[:10] == list(range(1, 11)) and max(alive[12:]) <= 2
+
+
+def test_all_points_are_dealt_out_before_the_first_tile():
+    """And told of, a piece at a time: who waits sees that it goes on."""
+    cloud, dealt = tiny_cloud(0), []
+    next(tiles(pieces(cloud), grid=0.1, tile_points=100, dealt=dealt.append))
+    assert sum(dealt) == len(cloud.points) and len(dealt) == len(list(pieces(cloud))) > 1
 
 
 def test_dense_places_get_smaller_tiles():

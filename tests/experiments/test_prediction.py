@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
+from tqdm import tqdm
 
 from dsp_sparse import distributed
 from dsp_sparse.cli import main
@@ -160,6 +161,45 @@ def test_tiles_label_every_point_once_with_its_votes(run, tmp_path):
     np.testing.assert_array_equal(whole["label"], tiled["label"])
     assert len(np.unique(whole["confidence"])) > 1000
     np.testing.assert_allclose(whole["confidence"], tiled["confidence"], rtol=1e-5)
+
+
+def test_reading_and_cutting_are_shown(run, tmp_path, monkeypatch):
+    """One bar for both: it fills twice, and is gone when the first tile comes, or when a file is broken."""
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.said = []
+            bars.append(self)
+
+        def update(self, n=1):
+            super().update(n)
+            self.said.append((self.desc, self.n, self.total))
+
+    monkeypatch.setattr(prediction, "tqdm", Bar)
+    vertex = cloud(900, side=4.0)
+    points = np.stack([vertex[name] for name in "xyz"], 1)
+    raws = [RawCloud(points[i::2], np.zeros((450, 3), np.float32), np.full(450, -1)) for i in range(2)]
+    model = load_model(run)
+    settings = (BasicBranch(model.net), model.grid, Voting(radius=1.0, votes=1))
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        label_points(*settings, raws, tmp_path / "cloud.ply", file, tmp_path, tile_points=500)
+    assert [(name.rstrip(": "), n, total) for name, n, total in bars[0].said] == [
+        ("cloud.ply: read", 450, None),
+        ("cloud.ply: read", 900, None),
+        ("cloud.ply: cut into tiles", 450, 900),
+        ("cloud.ply: cut into tiles", 900, 900),
+    ]
+
+    def broken():
+        yield raws[0]
+        raise UserError("broken")
+
+    bars.clear()
+    with tempfile.TemporaryFile(dir=tmp_path) as file, pytest.raises(UserError, match="broken"):
+        label_points(*settings, broken(), tmp_path / "cloud.ply", file, tmp_path)
+    assert not Bar._instances
 
 
 def test_memory_holds_one_tile_at_a_time(run, tmp_path, monkeypatch):
