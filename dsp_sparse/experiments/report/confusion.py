@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..table import group_runs
-from .html import folded, paragraph, section, text
+from .html import folded, paragraph, scrolling, section, text
 from .sources import Subject, classes_of, name_of
 
 
@@ -19,13 +19,13 @@ def confusion_section(subject: Subject, first: list[dict]) -> str:
     for group in group_runs(subject.runs).values():
         counts = [np.array(run["results"]["confusion"]) for run in group if "results" in run]
         if counts:
-            seeds = f" (sum of {len(counts)} seeds)" if len(counts) > 1 else ""
-            matrix = heat_map(f"{name_of(group[0])}{seeds}", sum(counts), classes)
+            seeds = f"sum of {len(counts)} seeds" if len(counts) > 1 else f"seed {group[0]['seed']}"
+            matrix = heat_map(f"Percent of the points of each true class, {seeds}", sum(counts), classes)
             parts.append(folded(name_of(group[0]), matrix, shown=any(run in first for run in group)))
     if not parts:
         return ""
     note = "Rows are the truth, columns the prediction, in percent of the row; hover over a cell for the points."
-    return section("confusion", "Confusion", paragraph(note), *parts)
+    return section("confusion", "Confusion", paragraph(note), f'<div class="heats">{"".join(parts)}</div>')
 
 
 def heat_map(title: str, counts: np.ndarray, classes: list[str]) -> str:
@@ -48,7 +48,8 @@ def heat_map(title: str, counts: np.ndarray, classes: list[str]) -> str:
             shown = f"{100 * share:.0f}" if share >= 0.005 else ""
             cells.append(f'<td{strong} style="--share:{100 * share:.0f}%" title="{text(told)}">{shown}</td>')
         lines.append(f'<tr><th scope="row">{text(truth)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(title)}"><table class="heat">'
-        f"<caption>{text(title)}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    return scrolling(
+        title,
+        f'<table class="heat"><caption><span>{text(title)}</span></caption><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>",
     )

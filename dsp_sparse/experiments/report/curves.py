@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from statistics import mean, median
 
-from ..table import group_runs, labels_of, method_of
+from ..table import group_runs, method_of
 from .html import legend, paragraph, section, table, text
-from .sources import Subject
+from .sources import Subject, place_of
 from .svg import Line, colour, limits, line_chart, shares_bar
 
 # What the names in the metrics stand for (paper Eq. 1, 5, 9, 10).
@@ -24,6 +24,7 @@ PARTS = {
     "forward": "forward",
     "backward": "backward",
     "optimiser": "optimiser",
+    "wait": "other processes",
 }
 
 
@@ -42,15 +43,15 @@ def curve_section(subject: Subject) -> str:
     groups = group_runs(runs)
     for place in dict.fromkeys((rate, backbone, engine) for rate, backbone, _, engine in groups):
         own = {key[2]: group for key, group in groups.items() if (key[0], key[1], key[3]) == place}
-        _, backbone, engine = place
-        some = next(iter(own.values()))[0]
+        backbone = place[1]
+        last = max(len(run["metrics"]) for group in own.values() for run in group)
         panels = []
         for loss, name in LOSSES.items():
             lines = [line for m, group in own.items() for line in _lines(m, group, loss, colour(methods.index(m)))]
             if lines and ranges[backbone, loss]:
                 y, log = ranges[backbone, loss]
-                panels.append(line_chart(name, lines, "epoch", y, log, _breaks(own)))
-        body.append(f"<h3>{text(' on '.join(filter(None, (backbone, engine))))}, {text(labels_of(some))} labelled</h3>")
+                panels.append(line_chart(name, lines, ("epoch", 1, last), y, log, _breaks(own)))
+        body.append(f"<h3>{text(place_of(next(iter(own.values()))[0]))}</h3>")
         body.append(f'<div class="panels">{"".join(panels)}</div>')
     several = any(len(group) > 1 for group in groups.values())
     note = "Means over the steps of an epoch, before their weights λ; a dashed line stands where a second stage begins."
@@ -115,6 +116,6 @@ def time_section(subject: Subject) -> str:
         "time",
         "Time of a step",
         legend([PARTS[name] for name in known], [hues[name] for name in known]),
-        table("Milliseconds a training step, median over the epochs of all runs", head, rows, labels=2),
+        table("Milliseconds a training step, median over the epochs of all runs", head, rows, labels=2, kind="bars"),
         paragraph("Pyramid: neighbourhoods and subsampled levels of KPFCNN, kernel maps of MinkUNet."),
     )

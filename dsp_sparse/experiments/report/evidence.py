@@ -69,12 +69,11 @@ class Evidence:
             parts = []
             for run in self.shown:
                 beside = self._beside.get(run["backbone"])
-                full = name_of(beside) if beside and beside.get("label_rate") == 1.0 else None
-                png = segmentation_picture(self._views, name_of(run), full)
+                full = beside if beside and beside.get("label_rate") == 1.0 else None
+                png = segmentation_picture(self._views, self._name(run), full and self._name(full))
                 words = f"{name_of(run)} labelled, seed {run['seed']}"
-                words += f"; full supervision: {full}" if full else ""
-                caption = f"{words}. Test scenes from above, without their ceilings."
-                parts.append(picture(png, f"Segmentations of {len(self._views)} test scenes by {words}", caption))
+                words += f"; full supervision: {name_of(full)}" if full else ""
+                parts.append(picture(png, f"Segmentations of {len(self._views)} test scenes by {words}", f"{words}."))
         except UserError as error:
             return section("pictures", title, paragraph(f"Not shown: {error}"))
         return section("pictures", title, *parts)
@@ -83,11 +82,8 @@ class Evidence:
         """The first scene, to turn and to zoom."""
         if not self._views:
             return ""
-        try:
-            for run in self.shown:
-                self._chosen += [(run, one) for one in affinity_view(run["folder"], self._scene)]
-        except UserError as error:
-            self._trouble = str(error)
+        for run in self.shown:  # `scenes` opened them all
+            self._chosen += [(run, one) for one in affinity_view(run["folder"], self._scene)]
         several = len(self.shown) > 1
         named = [(run["backbone"] if several else "", one) for run, one in self._chosen]
         return viewer_section(self._views[0], named, self._spacing)
@@ -139,11 +135,16 @@ class Evidence:
         config = self.shown[0]["config"]
         store = SceneStore.open(config.data.store)
         scenes = rich_scenes(store.group(config.data.test_groups))[:SCENES]
-        runs = {name_of(run): run["folder"] for run in (*self.shown, *self._beside.values())}
+        runs = {self._name(run): run["folder"] for run in (*self.shown, *self._beside.values())}
         self._views = [scene_view(runs, store, scene, POINTS) for scene in scenes]
         self._scene = scenes[0]
         shown = min(self._scene.num_points, POINTS)
         self._spacing = store.grid * (self._scene.num_points / shown) ** 0.5  # points lie on surfaces
+
+    def _name(self, run: dict) -> str:
+        """What the view calls a run: without the share of labels where all that are shown have the same."""
+        rates = {other.get("label_rate") for other in (*self.shown, *self._beside.values())}
+        return name_of(run) if len(rates) > 1 else f"{run['backbone']} {method_of(run)}"
 
     def _nothing(self) -> str:
         return "The folders of the runs are gone." if self._gone else "No run has finished yet."

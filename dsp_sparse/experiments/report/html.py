@@ -1,7 +1,8 @@
 """Pieces of the page. Text is escaped where it enters; what these functions return is HTML."""
 
 import base64
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
@@ -24,25 +25,45 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], labels: int = 1, kind: str = "") -> str:
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]] | Mapping[str, Iterable[Sequence[str]]],
+    labels: int = 1,
+    kind: str = "",
+) -> str:
     """A table that scrolls sideways where it is too wide.
 
     Args:
         caption: what it shows, text.
         head: column titles, text.
-        rows: cells, HTML.
+        rows: cells, HTML; groups of them by their title (text).
         labels: how many of the first columns name the row.
         kind: a CSS class.
     """
-    heads = "".join(f'<th scope="col">{text(title)}</th>' for title in head)
-    lines = []
-    for row in rows:
-        names = "".join(f'<th scope="row">{cell}</th>' for cell in row[:labels])
-        lines.append(f"<tr>{names}{''.join(f'<td>{cell}</td>' for cell in row[labels:])}</tr>")
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table class="{kind}">'
-        f"<caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    kinds = [' class="name"'] * labels + [""] * (len(head) - labels)
+    heads = "".join(f'<th scope="col"{own}>{text(title)}</th>' for title, own in zip(head, kinds, strict=True))
+    bodies = []
+    for title, group in (rows if isinstance(rows, Mapping) else {"": rows}).items():
+        lines = []
+        if title:
+            lines.append(
+                f'<tr class="group"><th scope="rowgroup" colspan="{len(head)}"><span>{text(title)}</span></th></tr>'
+            )
+        for row in group:
+            names = "".join(f'<th scope="row">{cell}</th>' for cell in row[:labels])
+            lines.append(f"<tr>{names}{''.join(f'<td>{cell}</td>' for cell in row[labels:])}</tr>")
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    return scrolling(
+        caption,
+        f'<table class="{kind}"><caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead>'
+        f"{''.join(bodies)}</table>",
     )
+
+
+def scrolling(what: str, content: str) -> str:
+    """Content that scrolls sideways where it is too wide, with the keyboard too; `what` it is, text."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{text(what)}">{content}</div>'
 
 
 def folded(title: str, *parts: str, shown: bool = False) -> str:
@@ -51,12 +72,20 @@ def folded(title: str, *parts: str, shown: bool = False) -> str:
 
 
 def picture(png: bytes, alternative: str, caption: str) -> str:
-    """A picture inside of the page."""
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text(alternative)}">'
-        f"<figcaption>{text(caption)}</figcaption></figure>"
-    )
+    """A picture inside of the page, as WebP: clouds of points take a fifth of the bytes of PNG.
+
+    Args:
+        png: the picture.
+        alternative: what it shows, for who cannot see it, text.
+        caption: text.
+    """
+    from PIL import Image  # comes with matplotlib, which drew the picture
+
+    image, file = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    image.save(file, format="webp", quality=88, method=4)
+    data, (width, height) = base64.b64encode(file.getvalue()).decode(), image.size
+    image = f'<img src="data:image/webp;base64,{data}" width="{width}" height="{height}" alt="{text(alternative)}">'
+    return f"<figure>{scrolling(alternative, image)}<figcaption>{text(caption)}</figcaption></figure>"
 
 
 def legend(names: Sequence[str], colours: Sequence[str]) -> str:

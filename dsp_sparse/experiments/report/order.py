@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean, stdev
 
-from ..table import differences, group_runs, labels_of
+from ..table import differences, group_runs
 from .html import bullets, folded, paragraph, section, table, text
 from .scores import Printed
-from .sources import Subject
+from .sources import Subject, place_of
 
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom; the last holds for all more.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -64,13 +64,13 @@ def order_section(subject: Subject) -> str:
         own = {key[2]: group for key, group in groups.items() if (key[0], key[1], key[3]) == (rate, backbone, engine)}
         if not (pairs := pairs_of(own, {m: printed.score(rate, backbone, m) for m in own})):
             continue
-        place = f"{' on '.join(filter(None, (backbone, engine)))}, {labels_of(next(iter(own.values()))[0])} labelled"
+        place = place_of(next(iter(own.values()))[0])
         if printed.backbone(backbone) != backbone:
             place += f" (beside the paper's {printed.backbone(backbone)})"
         lines.append(f"{place}: {summary(pairs)}")
         rows = [[f"{text(p.better)} &gt; {text(p.worse)}", f"{p.paper:+.1f}", *_own(p), text(p.verdict)] for p in pairs]
         head = ["the paper's order", "paper", "here", "95 % interval", "seeds in that order", "here it is"]
-        tables.append(table(f"{place}: differences of mIoU in percent points", head, rows))
+        tables.append(table(f"{place}: differences of mIoU in percent points", head, rows, kind="words"))
     if not lines:
         return ""
     note = (

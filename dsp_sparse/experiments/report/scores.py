@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 from ..evaluation import MODULE_OF_BRANCH
-from ..table import differences, errors, group_runs, labels_of, spread
+from ..table import differences, errors, group_runs, spread
 from .html import bullets, legend, paragraph, section, table, text
-from .sources import Subject, classes_of, name_of
+from .sources import Subject, classes_of, place_of
 from .svg import Bar, bar_chart, colour
 
 
@@ -14,60 +14,53 @@ def score_section(subject: Subject) -> str:
     """Means over the seeds, paired differences to the baseline, and the paper's figures."""
     groups = group_runs(subject.runs)
     printed = Printed(subject.paper)
-    single = subject.comparison is None
     branches = [branch for branch in MODULE_OF_BRANCH if any(branch in run for run in subject.runs)]
-    head = ["labels", "backbone", "method", "runs", "mIoU %"]
-    paired = any(method == "baseline" for *_, method, _ in groups) and len(groups) > 1
-    head += ["vs. baseline"] if paired else []
+    paired = len(groups) > 1 and any(method == "baseline" for *_, method, _ in groups)
+    head = ["method", "mIoU %", *(["vs. baseline"] if paired else [])]
     if subject.paper:
         head += ["paper mIoU %", *(["paper vs. baseline"] if paired else [])]
-    head += ["OA %", "mAcc %"]
     for branch in branches:
         head += [f"{branch} branch mIoU %", *([f"paper {branch}"] if subject.paper else [])]
-    head += ["steps", "training"]
-    rows = []
+    head += ["OA %", "mAcc %", "runs", "steps", "training"]
+    rows: dict[str, list[list[str]]] = {}
     for (rate, backbone, method, engine), group in groups.items():
         done = [run["results"] for run in group if "results" in run]
-        baseline = groups.get((rate, backbone, "baseline", engine), [])
-        row = [text(labels_of(group[0])), text(" on ".join(filter(None, (backbone, engine)))), text(method)]
-        row += [text(progress(group)), f"<b>{text(spread(r['miou'] for r in done))}</b>"]
+        row = [text(method), f"<b>{text(spread(r['miou'] for r in done))}</b>"]
         if paired:
+            baseline = groups.get((rate, backbone, "baseline", engine), [])
             row.append("" if method == "baseline" else text(spread(differences(group, baseline), signed=True)))
-        own, base = printed.score(rate, backbone, method), printed.score(rate, backbone, "baseline")
         if subject.paper:
+            own, base = printed.score(rate, backbone, method), printed.score(rate, backbone, "baseline")
             row.append(_figure(own))
             if paired:
                 known = None not in (own, base) and method != "baseline"
                 row.append(f"{own['miou'] - base['miou']:+.1f}" if known else "")
-        row += [text(spread(r[key] for r in done)) for key in ("overall_accuracy", "mean_accuracy")]
         for branch in branches:
             scored = [run[branch]["results"]["miou"] for run in group if "results" in run.get(branch, {})]
             row.append(text(spread(scored)) if scored else "")
             if subject.paper:
                 row.append(_figure(printed.score(rate, backbone, method, branch)))
+        row += [text(spread(r[key] for r in done)) for key in ("overall_accuracy", "mean_accuracy")]
         steps, seconds = ([r[key] for r in done if key in r] for key in ("steps", "train_seconds"))
-        row += [f"{steps[0]:,}" if steps else "", duration(mean(seconds)) if seconds else ""]
-        rows.append(row)
+        row += [text(progress(group)), f"{steps[0]:,}" if steps else "", duration(mean(seconds)) if seconds else ""]
+        rows.setdefault(place_of(group[0]), []).append(row)
     seeds = sorted({run["seed"] for run in subject.runs})
-    notes = [f"{'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}."]
-    if not single:
-        notes.append("± is the standard deviation over the seeds.")
+    notes = ["± is the standard deviation over the seeds."] if len(seeds) > 1 else []
     if paired:
         notes.append("The difference to the baseline is taken seed by seed, on the same weak labels.")
     notes.append("All scores are over all original points of the test scenes.")
     if subject.paper:
         notes.append(printed.note)
-    caption = "Scores" if single else "Scores of all methods, mean ± standard deviation over seeds"
-    return section(
-        "scores", "Scores", table(caption, head, rows, labels=3), paragraph(" ".join(notes)), failures(subject)
-    )
+    numbers = ", ".join(map(str, seeds))
+    caption = f"Mean ± standard deviation over seeds {numbers}" if len(seeds) > 1 else f"Seed {numbers}"
+    return section("scores", "Scores", table(caption, head, rows), paragraph(" ".join(notes)), failures(subject))
 
 
 def progress(group: Sequence[dict]) -> str:
     """How many of the runs are finished, failed and open."""
     done, failed = (sum(key in run for run in group) for key in ("results", "error"))
-    rest = len(group) - done - failed
-    return ", ".join([f"{done}", *([f"{failed} failed"] if failed else []), *([f"{rest} open"] if rest else [])])
+    counts = {"": done, " failed": failed, " open": len(group) - done - failed}
+    return ", ".join(f"{count}{what}" for what, count in counts.items() if count or not what)
 
 
 def failures(subject: Subject) -> str:
@@ -125,9 +118,9 @@ def class_section(subject: Subject) -> str:
     printed = Printed(subject.paper)
     methods = list(dict.fromkeys(key[2] for key in groups))
     panels: dict[tuple, list[Bar]] = {}
-    rows = []
-    for (rate, backbone, method, engine), group in groups.items():
-        title = " on ".join(filter(None, (backbone, engine))) + f", {labels_of(group[0])}"
+    rows: dict[str, list[list[str]]] = {}
+    for (rate, backbone, method, _), group in groups.items():
+        title = place_of(group[0])
         scores = {name: _known(run["results"]["iou"].get(name) for run in group) for name in classes}
         paper = printed.score(rate, backbone, method)
         beside = paper["iou"] if paper else {}
@@ -141,20 +134,23 @@ def class_section(subject: Subject) -> str:
             )
         )
         cells = [_stacked(spread(scores[name])) for name in classes]
-        rows.append([text(name_of(group[0])), f"<b>{text(spread(r['results']['miou'] for r in group))}</b>", *cells])
+        rows.setdefault(title, []).append(
+            [text(method), f"<b>{text(spread(r['results']['miou'] for r in group))}</b>", *cells]
+        )
         if beside:
             theirs = [f"{beside[name]:.1f}" if name in beside else "" for name in classes]
-            rows.append([f"paper, {text(method)}", f"{paper['miou']:.1f}", *theirs])
+            rows[title].append([f"<i>paper, {text(method)}</i>", f"{paper['miou']:.1f}", *theirs])
     charts = "".join(bar_chart(title, classes, bars) for title, bars in panels.items())
     marks = any(mark is not None for bars in panels.values() for bar in bars for mark in bar.marks)
-    note = "Whiskers: standard deviation over seeds." + (" Diamonds: the paper's IoU." if marks else "")
+    several = any(len(group) > 1 for group in groups.values())
+    notes = ["Whiskers: standard deviation over seeds."] * several + ["Diamonds: the paper's IoU."] * marks
     return section(
         "classes",
         "IoU of the classes",
         legend(methods, [colour(i) for i in range(len(methods))]) if len(methods) > 1 else "",
         f'<div class="panels">{charts}</div>',
-        paragraph(note),
-        table("IoU of the classes in percent", ["run", "mIoU", *classes], rows, kind="dense"),
+        paragraph(" ".join(notes)) if notes else "",
+        table("IoU of the classes in percent", ["method", "mIoU", *classes], rows, kind="dense"),
     )
 
 

@@ -16,20 +16,18 @@ from .sources import Subject
 def heading(subject: Subject) -> str:
     """Title, what is compared, and how much of it is there."""
     runs = subject.runs
-    kinds = [
-        list(dict.fromkeys(pick(run) for run in runs)) for pick in (lambda run: run["backbone"], method_of, labels_of)
-    ]
-    seeds = sorted({run["seed"] for run in runs})
-    words = ["; ".join(", ".join(kind) for kind in kinds) + " labelled"]
-    words.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")
+    backbones, methods, labels = (
+        ", ".join(dict.fromkeys(pick(run) for run in runs))
+        for pick in (lambda run: run["backbone"], method_of, labels_of)
+    )
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    words = f"Backbones: {backbones}. Methods: {methods}. Labelled: {labels}. Seeds: {seeds}."
     written = f"{subject.written:%d %B %Y, %H:%M} UTC" if subject.written else "not finished"
-    count = f"{progress(runs)} of {len(runs)} runs finished" if len(runs) > 1 else ""
+    done, *rest = progress(runs).split(", ")
+    count = ", ".join([f"{done} of {len(runs)} runs finished", *rest]) if len(runs) > 1 else ""
     facts = [f"Results of {written}" if subject.written else "No results yet: the run is not finished", count]
     facts.append(f"dsp-sparse {subject.version}")
-    return (
-        f"<h1>{text(subject.title)}</h1><p>{text('. '.join(words).capitalize())}.</p>"
-        f"<p>{text(' · '.join(filter(None, facts)))}</p>"
-    )
+    return f"<h1>{text(subject.title)}</h1><p>{text(words)}</p><p>{text(' · '.join(filter(None, facts)))}</p>"
 
 
 def settings_section(subject: Subject) -> str:
@@ -52,18 +50,19 @@ def main_settings(train: TrainConfig) -> dict[str, str]:
     data, optim, loss = train.data, train.optim, train.loss
     groups = ", ".join(data.train_groups) if data.train_groups is not None else "all others with labels"
     points = f", at most {data.max_points:,} points" if data.max_points else ""
+    several = f", {optim.accumulate} batches a step" if optim.accumulate > 1 else ""
     compute = [train.compute.precision, *(["compiled"] if train.compute.compile else [])]
     return {
         "store": data.store,
         "trained on": groups,
         "tested on": ", ".join(data.test_groups),
-        "samples": f"balls of {data.radius:g} m{points}, {data.batch_size} a batch, {optim.accumulate} batches a step",
+        "samples": f"balls of {data.radius:g} m{points}, {data.batch_size} a batch{several}",
         "a stage": f"{optim.epochs} epochs of {optim.steps_per_epoch} steps",
         "optimiser": f"SGD, learning rate {optim.lr:g} down to {optim.lr * optim.lr_decay:.2g}, momentum "
         f"{optim.momentum:g}, weight decay {optim.weight_decay:g}",
         "losses": f"λ CR {loss.lambda_cr:g}, λ SR {loss.lambda_sr:g}, consistency by {loss.consistency_reduction}",
         "computed in": ", ".join(compute),
-        "evaluated with": f"{train.eval.votes} votes, {train.eval.rotations} rotations",
+        "evaluated with": f"votes: {train.eval.votes}, rotations: {train.eval.rotations}",
     }
 
 

@@ -1,7 +1,7 @@
 """What a report is about: the folder of a comparison or of one run, finished or not, read back."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -66,6 +66,12 @@ def name_of(run: dict) -> str:
     return f"{run['backbone']}{engine} {method_of(run)}, {labels_of(run)}"
 
 
+def place_of(run: dict) -> str:
+    """What runs whose methods are compared have in common: backbone and labels."""
+    engine = f" on {run['engine']}" if run.get("engine") else ""
+    return f"{run['backbone']}{engine}, {labels_of(run)} labelled"
+
+
 def classes_of(runs: list[dict]) -> list[str]:
     """The class names of the first run that has results."""
     return next((list(run["results"]["iou"]) for run in runs if "results" in run), [])
@@ -119,12 +125,12 @@ def _comparison(folder: Path) -> Subject:
         runs.append(known | _remains(run_folder(config, folder, cell)))
     return Subject(
         folder=folder,
-        title=config.title or f"Comparison {folder.resolve().name}",
+        title=config.title or f"Comparison {folder}",
         version=version,
         written=_written(file),
         runs=runs,
         comparison=config,
-        paper=settings.get("paper", []),
+        paper=[asdict(score) for score in config.paper],
     )
 
 

@@ -51,26 +51,30 @@ class Bar:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], x_label: str, y: tuple[float, float], log: bool, breaks: Sequence[float] = ()
+    title: str,
+    lines: Sequence[Line],
+    x: tuple[str, float, float],
+    y: tuple[float, float],
+    log: bool,
+    breaks: Sequence[float] = (),
 ) -> str:
-    """Curves over an x axis from the first whole number to the last.
+    """Curves over whole numbers.
 
     Args:
         title: heading of the panel.
         lines: the curves; values that a logarithmic axis cannot show are left out.
-        x_label: what x is.
+        x: what is on the x axis, its least and its greatest value.
         y: least and greatest value of the y axis, see `limits`.
         log: logarithmic y axis.
         breaks: places on the x axis to mark with a line.
     """
     width, height, left, right, top, bottom = 380, 250, 52, 12, 30, 40
-    xs = [x for line in lines for x, _ in line.points]
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    x_label, first, last = x[0], x[1], max(x[2], x[1] + 1)
     scale = math.log10 if log else float
     low, high = scale(y[0]), scale(y[1])
 
-    def across(x: float) -> float:
-        return left + (x - first) / (last - first) * (width - left - right)
+    def across(value: float) -> float:
+        return left + (value - first) / (last - first) * (width - left - right)
 
     def down(value: float) -> float:
         return height - bottom - (scale(value) - low) / (high - low) * (height - top - bottom)
@@ -89,7 +93,7 @@ def line_chart(
     for place in breaks:
         parts.append(f'<path class="break" d="M{across(place):.1f} {top}V{height - bottom}"/>')
     for line in sorted(lines, key=lambda line: not line.thin):
-        shown = [(across(x), down(value)) for x, value in line.points if value > 0 or not log]
+        shown = [(across(place), down(value)) for place, value in line.points if value > 0 or not log]
         kind = ' class="thin"' if line.thin else ""
         name = f"<title>{text(line.name)}</title>"
         if len(shown) == 1:
@@ -110,7 +114,7 @@ def limits(values: Sequence[float]) -> tuple[tuple[float, float], bool] | None:
     if positive and max(positive) > 30 * min(positive):
         return (10 ** math.floor(math.log10(min(positive))), 10 ** math.ceil(math.log10(max(positive)))), True
     low, high = min(0.0, *values), max(values)
-    return (low, high if high > low else low + 1), False
+    return (low, high + 0.04 * (high - low) if high > low else low + 1), False
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

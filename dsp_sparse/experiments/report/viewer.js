@@ -9,8 +9,8 @@
 
   const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
   const UNLABELLED = 255;
-  const HALF = Math.tan(Math.PI / 9); // half the height of the picture at distance 1: a field of view of 40 degrees
-  const START = {yaw: -2.2, pitch: 0.75};
+  const HALF = Math.tan(Math.PI / 13); // half the height of the picture at distance 1: a field of view of 28 degrees
+  const START = {yaw: -2.2, pitch: 0.9};
 
   function cloud(packed) {
     const steps = new Uint16Array(bytes(packed.position).buffer);
@@ -42,7 +42,7 @@
   const truth = i => `ground truth: ${className(scene.label[i])}`;
   const says = (run, i) => `${run.name}: ${className(run.label[i])} (${percent(run.confidence[i] / 255)})`;
   const all = i => [truth(i), ...runs.map(run => says(run, i))].join(" · ");
-  let last = runs[runs.length - 1];
+  let last = runs[0];
 
   const modes = [
     {name: "Colour", points: () => ofScene(i => scene.colour.subarray(3 * i, 3 * i + 3)), legend: () => [], tell: all},
@@ -75,9 +75,9 @@
   // ball, and last the point itself.
   function ofAffinity() {
     const one = affinity[chooser.value], [source, context, target] = [one.source, one.context, one.target].map(i => clouds[i]);
-    const shown = allocate(source.count + context.count + target.count + 1);
+    const shown = allocate(source.count + context.count + target.count + 2);
     shown.spacing = target.spacing;
-    shown.marker = true;
+    shown.onTop = 2;
     const greatest = Math.max(...one.weight);
     const side = narrow() ? [0, 0, -1] : [-Math.sin(START.yaw), Math.cos(START.yaw), 0];
     const left = shift(context, side, -1), right = shift(target, side, 1);
@@ -91,12 +91,14 @@
       }
     };
     const own = (points, share) => i => Array.from(points.colour.subarray(3 * i, 3 * i + 3), c => share * c + (1 - share) * 140);
-    const large = Math.min(7, Math.max(2, source.spacing / target.spacing / 2));
+    const large = Math.min(3.5, Math.max(1.6, source.spacing / target.spacing / 4));
     add(source, left, large, i => scale(Math.sqrt(one.weight[i] / greatest)),
       i => `${className(source.label[i])}, gets ${percent(one.weight[i])} of the affinity`);
-    add(context, left, 0.7, own(context, 0.35), () => "input points of the ball that it attends to");
+    add(context, left, 0.6, own(context, 0.35), () => "input points of the ball that it attends to");
     add(target, right, 1, own(target, 0.6), i => `ground truth: ${className(target.label[i])}`);
-    add({count: 1, position: one.point}, right, 4.5, () => [255, 0, 0], () => `the chosen point: ${className(one.label)}`);
+    for (const [size, colour] of [[3.6, [255, 255, 255]], [2.6, [255, 0, 0]]]) {
+      add({count: 1, position: one.point}, right, size, () => colour, () => `the chosen point: ${className(one.label)}`);
+    }
     shown.tell = i => words[i]();
     return shown;
   }
@@ -215,7 +217,7 @@
         vec2 place = gl_PointCoord - 0.5;
         float edge = dot(place, place);
         if (edge > 0.25) discard;
-        gl_FragColor = vec4(tint * (1.0 - 0.8 * edge), 1.0);
+        gl_FragColor = vec4(tint * (1.0 - 0.5 * edge), 1.0);
       }`);
     gl.bindAttribLocation(program, 0, "position");
     gl.bindAttribLocation(program, 1, "colour");
@@ -266,32 +268,44 @@
       const pixels = canvas.height / 2 / HALF * shown.spacing * size.value;
       gl.uniform2f(gl.getUniformLocation(program, "size"), pixels, 1.5 * devicePixelRatio);
       gl.enable(gl.DEPTH_TEST);
-      gl.drawArrays(gl.POINTS, 0, shown.count - (shown.marker ? 1 : 0));
+      const inside = shown.count - (shown.onTop || 0);
+      gl.drawArrays(gl.POINTS, 0, inside);
       gl.disable(gl.DEPTH_TEST); // nothing hides the chosen point
-      if (shown.marker) gl.drawArrays(gl.POINTS, shown.count - 1, 1);
+      if (shown.onTop) gl.drawArrays(gl.POINTS, inside, shown.onTop);
     });
   }
 
   // Looks at the visible points from the first direction, from where all of them just fit into the picture.
   function fit() {
     Object.assign(camera, START);
-    const {right, up, forward} = axes(), aspect = canvas.width / canvas.height;
-    const low = [Infinity, Infinity, Infinity], high = low.map(x => -x), visible = [];
+    const {right, up, forward} = axes(), aspect = canvas.width / canvas.height, visible = [];
     for (let i = 0; i < shown.count; i++) {
       if (!shown.colour[4 * i + 3]) continue;
       const point = shown.position.subarray(3 * i, 3 * i + 3);
-      const seen = [dot(point, right), dot(point, up), dot(point, forward)];
-      visible.push(seen);
-      seen.forEach((x, k) => { low[k] = Math.min(low[k], x); high[k] = Math.max(high[k], x); });
+      visible.push([dot(point, right), dot(point, up), dot(point, forward)]);
     }
-    const middle = low.map((x, k) => visible.length ? (x + high[k]) / 2 : 0);
+    if (!visible.length) return;
+    const middle = [0, 0, 0];
+    for (const seen of visible) seen.forEach((x, k) => { middle[k] += x / visible.length; });
+    // Near points spread more than far ones: the middle of what is seen is found step by step.
+    for (let round = 0; round < 8; round++) {
+      camera.distance = 0.1;
+      for (const [x, y, z] of visible) {
+        const needed = Math.max(Math.abs(x - middle[0]) / HALF / aspect, Math.abs(y - middle[1]) / HALF);
+        camera.distance = Math.max(camera.distance, needed - (z - middle[2]));
+      }
+      const low = [Infinity, Infinity], high = [-Infinity, -Infinity];
+      for (const seen of visible) {
+        const depth = camera.distance + seen[2] - middle[2];
+        for (const k of [0, 1]) {
+          low[k] = Math.min(low[k], (seen[k] - middle[k]) / depth);
+          high[k] = Math.max(high[k], (seen[k] - middle[k]) / depth);
+        }
+      }
+      for (const k of [0, 1]) middle[k] += (low[k] + high[k]) / 2 * camera.distance;
+    }
     camera.target = [0, 1, 2].map(k => middle[0] * right[k] + middle[1] * up[k] + middle[2] * forward[k]);
-    camera.distance = 0.1;
-    for (const seen of visible) {
-      const [x, y, z] = seen.map((value, k) => value - middle[k]);
-      camera.distance = Math.max(camera.distance, Math.abs(x) / HALF / aspect - z, Math.abs(y) / HALF - z);
-    }
-    camera.distance *= 1.04;
+    camera.distance *= 1.06;
     draw();
   }
 

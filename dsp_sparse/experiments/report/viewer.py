@@ -33,7 +33,7 @@ def viewer_section(view: SceneView, affinity: list[tuple[str, AffinityView]], sp
             "weight": _encoded(one.affinity.astype("<f4")),
             "point": [round(float(x), 4) for x in one.point],
         }
-        for run, one in affinity
+        for run, one in sorted(affinity, key=lambda pair: of_ceiling(pair[1]))
     ]
     data = {
         "scene": packed(view.points, view.colours, view.labels, view.ceiling, spacing),
@@ -66,6 +66,12 @@ FALLBACK = (
     "This view needs scripts and WebGL, which this browser does not have or does not allow; the pictures on this page "
     "show the same scenes."
 )
+
+
+def of_ceiling(one: AffinityView) -> bool:
+    """Whether the class of the chosen point is what a view from above leaves out."""
+    own = one.target_ceiling[one.target_labels == one.label]
+    return bool(own.size) and bool(own.mean() > 0.5)
 
 
 class Clouds:
