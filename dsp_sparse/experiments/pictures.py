@@ -7,15 +7,16 @@ from itertools import groupby
 import numpy as np
 
 from ..errors import UserError
-from .render import Camera, render, visible
+from .render import Camera, Drawing
 from .views import AffinityView, SceneView
 
 PIXELS = 700  # of the longer side of one panel
 DPI = 200
 PANEL = 1.75  # inches
 POINTS_PER_PIXEL = 72 * PANEL / PIXELS
-UNLABELLED = (205, 205, 205)
+UNLABELLED = (220, 220, 220)
 RIGHT, WRONG = (190, 196, 202), (214, 39, 40)
+LEGEND = {"loc": "outside lower center", "frameon": False, "fontsize": 7, "title_fontsize": 6}
 # From low to high affinity, as in the paper.
 GREEN_TO_RED = ("#1a9850", "#a6d96a", "#fee08b", "#f46d43", "#d73027")
 
@@ -23,7 +24,7 @@ GREEN_TO_RED = ("#1a9850", "#a6d96a", "#fee08b", "#f46d43", "#d73027")
 def segmentation_picture(views: Sequence[SceneView], weak: str, full: str | None = None) -> bytes:
     """Draw segmentations as in Fig. 5, one row a scene: input, ground truth, predictions and where they err.
 
-    Ceilings are left out, so that the rest can be seen.
+    Ceilings, and under them the walls before the camera, are left out, so that the rest can be seen.
 
     Args:
         views: the scenes, at least one, of one store.
@@ -45,6 +46,7 @@ def segmentation_picture(views: Sequence[SceneView], weak: str, full: str | None
     for row, view in zip(axes, views, strict=True):
         spacing = spacing_of(view.points)
         camera, shown = look(view.points, view.ceiling, spacing)
+        drawing = Drawing.of(view.points[shown], camera, spacing)
         for panel, (title, run) in zip(row, columns.items(), strict=True):
             if title == "input":
                 colours = view.colours
@@ -52,9 +54,9 @@ def segmentation_picture(views: Sequence[SceneView], weak: str, full: str | None
                 colours = error_colours(view, run)
             else:
                 colours = class_colours(view, view.labels if run is None else view.predictions[run])
-            _show(panel, render(view.points[shown], colours[shown], camera, spacing))
+            _show(panel, drawing.paint(colours[shown]))
         row[0].set_ylabel(view.name.replace("_", " "), fontsize=6)
-        row[-1].set_xlabel(f"errors (red): {_wrong(view, weak, shown)} of these points", fontsize=6)
+        row[-1].set_xlabel(_errors(view, weak, shown), fontsize=6)
     for panel, title in zip(axes[0], columns, strict=True):
         panel.set_title(title, fontsize=8)
     _legend(figure, views)
@@ -64,11 +66,12 @@ def segmentation_picture(views: Sequence[SceneView], weak: str, full: str | None
 def affinity_picture(views: Sequence[AffinityView], rows: int = 4) -> bytes:
     """Draw affinity as in Fig. 4, one row a class: for each module the source, and the target with the chosen point.
 
-    Source points go from green to red with the square root of their affinity, relative to the largest; behind them is,
-    paler, the cloud they stand for. Ceilings are left out, and with them their class.
+    The source of CSFR is a training ball, that of ISFR the ball of the chosen point. Source points go from green to red
+    with the square root of their affinity, relative to the largest; behind them is, paler, the cloud they stand for.
+    Ceilings are left out, and with them their class.
 
     Args:
-        views: at least one that is not of a ceiling.
+        views: what `affinity_view` returned, at least one.
         rows: most classes to show, those with most points in the target.
 
     Returns:
@@ -77,7 +80,7 @@ def affinity_picture(views: Sequence[AffinityView], rows: int = 4) -> bytes:
     Raises:
         UserError: matplotlib is missing.
     """
-    seen = [view for view in views if not view.source_ceiling.all() and not _is_ceiling(view)]
+    seen = [view for view in views if not view.source_ceiling.all() and not _is_ceiling(view)] or list(views)
     modules = sorted({view.module for view in seen})
     labels = sorted({view.label for view in seen}, key=lambda label: -_points_of(seen, label))[:rows]
     first = {key: next(group) for key, group in groupby(sorted(seen, key=_key), _key)}
@@ -95,7 +98,7 @@ def affinity_picture(views: Sequence[AffinityView], rows: int = 4) -> bytes:
     for letter, panel, module in zip("ab", axes[0], modules, strict=False):
         panel.set_title(f"({letter}) {module.upper()}: affinity", fontsize=8)
     axes[0, -1].set_title("the chosen point (red)", fontsize=8)
-    _affinity_scale(figure)
+    _affinity_scale(figure, any(view.context_ceiling.any() or view.target_ceiling.any() for view in seen))
     return _png(figure)
 
 
@@ -114,15 +117,20 @@ def look(points: np.ndarray, ceiling: np.ndarray, spacing: float) -> tuple[Camer
     """
     best = (-1, None, None)
     for azimuth in range(-60, 300, 45):
-        shown = ~ceiling
-        if ceiling.any():
+        shown = below(ceiling)
+        if not shown.all():
             shown &= ~walls_before(points, azimuth)
         camera = Camera.over(points[shown], PIXELS // 4, azimuth)
-        count = visible(points[shown], camera, spacing)
+        count = len(Drawing.of(points[shown], camera, spacing).visible)
         if count > best[0]:
             best = count, azimuth, shown
     _, azimuth, shown = best
     return Camera.over(points[shown], PIXELS, azimuth), shown
+
+
+def below(ceiling: np.ndarray) -> np.ndarray:
+    """`[n]` bool, what is not ceiling; all points if none is left."""
+    return ceiling if ceiling.all() else ~ceiling
 
 
 def walls_before(points: np.ndarray, azimuth: float) -> np.ndarray:
@@ -148,11 +156,12 @@ def error_colours(view: SceneView, run: str) -> np.ndarray:
     return colours.astype(np.uint8)
 
 
-def _wrong(view: SceneView, run: str, shown: np.ndarray) -> str:
+def _errors(view: SceneView, run: str, shown: np.ndarray) -> str:
     known = shown & (view.labels >= 0)
     if not known.any():
-        return "no labels, 0 %"
-    return f"{100 * (view.predictions[run] != view.labels)[known].mean():.0f} %"
+        return "no labels"
+    wrong = (view.predictions[run] != view.labels)[known].mean()
+    return f"errors (red): {100 * wrong:.0f} % of these points"
 
 
 def _key(view: AffinityView) -> tuple[str, int]:
@@ -161,8 +170,7 @@ def _key(view: AffinityView) -> tuple[str, int]:
 
 def _is_ceiling(view: AffinityView) -> bool:
     """Whether most of the chosen point's class in the target is hidden."""
-    own = view.target_labels == view.label
-    return bool(view.target_ceiling[own].mean() > 0.5) if own.any() else False
+    return view.target_ceiling[view.target_labels == view.label].mean() > 0.5
 
 
 def _points_of(views: list[AffinityView], label: int) -> int:
@@ -173,8 +181,8 @@ def _draw_source(panel, view: AffinityView) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("affinity", GREEN_TO_RED)
-    shown, around = ~view.source_ceiling, view.context[~view.context_ceiling]
-    camera = _draw_ball(panel, around, 255 - 0.35 * (255.0 - view.context_colours[~view.context_ceiling]))
+    shown, around = below(view.source_ceiling), below(view.context_ceiling)
+    camera = _draw_ball(panel, view.context[around], 255 - 0.35 * (255.0 - view.context_colours[around]))
     place, _ = camera.project(view.source[shown])
     strength = np.sqrt(view.affinity[shown] / view.affinity.max())
     order = np.argsort(strength, kind="stable")  # what has most affinity lies on top
@@ -186,7 +194,7 @@ def _draw_source(panel, view: AffinityView) -> None:
 
 
 def _draw_target(panel, view: AffinityView) -> None:
-    shown = ~view.target_ceiling
+    shown = below(view.target_ceiling)
     camera = _draw_ball(panel, view.target[shown], view.target_colours[shown])
     place, _ = camera.project(view.point[None])
     panel.scatter(*place.T, c="red", s=30, linewidths=0.8, edgecolors="white")
@@ -196,7 +204,7 @@ def _draw_ball(panel, points: np.ndarray, colours: np.ndarray) -> Camera:
     """Draw a ball whose ceiling is gone; returns what looks at it."""
     spacing = spacing_of(points)
     camera, _ = look(points, np.zeros(len(points), bool), spacing)
-    _show(panel, render(points, colours.astype(np.uint8), camera, spacing))
+    _show(panel, Drawing.of(points, camera, spacing).paint(colours))
     return camera
 
 
@@ -233,19 +241,30 @@ def _legend(figure, views: Sequence[SceneView]) -> None:
     handles = [Patch(color=view.palette[c] / 255, label=view.classes[c]) for c in present if c >= 0]
     if present and present[0] < 0:
         handles.append(Patch(color=np.array(UNLABELLED) / 255, label="unlabelled"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=7)
+    cut = any(v.ceiling.any() for v in views)
+    figure.legend(
+        handles=handles,
+        title="Ceilings and the walls before the camera are left out." if cut else None,
+        **LEGEND,
+        ncols=8,
+    )
 
 
-def _affinity_scale(figure) -> None:
+def _affinity_scale(figure, cut: bool) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour) for colour in GREEN_TO_RED]
     for handle, text in zip(handles, ("low affinity", "", "", "", "high"), strict=True):
         handle.set_label(text)
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+    figure.legend(handles=handles, title="Ceilings are left out." if cut else None, **LEGEND, ncols=5)
 
 
 def _png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    return file.getvalue()
+    """The figure as a PNG of 256 colours, which is a third as large as one of all its colours and looks the same."""
+    from PIL import Image  # matplotlib needs it, too
+
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=DPI)
+    image = Image.open(whole).convert("RGB")
+    image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()

@@ -1,11 +1,13 @@
 """Images of point clouds: an oblique orthographic look from above, nearer points before farther ones."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 ELEVATION = 50.0  # degrees above the horizon
-SHADE, DEEP = 0.8, 0.4  # how dark the edges of what stands out are, and the metres beyond which they get no darker
+# How dark the edges of what stands out are, and the metres in depth beyond which they get no darker.
+SHADE, DEEP = 0.8, 0.4
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Camera:
     scale: float
 
     @classmethod
-    def over(cls, points: np.ndarray, pixels: int, azimuth: float, elevation: float = ELEVATION) -> "Camera":
+    def over(cls, points: np.ndarray, pixels: int, azimuth: float) -> "Camera":
         """A camera that sees all of `points` `[n, 3]`, n at least 1; the longer side of its image has `pixels`.
 
-        It stands at `azimuth` degrees from the x axis, `elevation` degrees above the horizon.
+        It stands at `azimuth` degrees from the x axis, at a fixed elevation above the horizon.
         """
-        a, e = np.radians([azimuth, elevation])
+        a, e = np.radians([azimuth, ELEVATION])
         right = np.array([-np.sin(a), np.cos(a), 0])
         towards = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
         rotation = np.stack([right, np.cross(towards, right), towards])
@@ -48,61 +50,59 @@ class Camera:
         return flat, turned[:, 2]
 
 
-def render(points: np.ndarray, colours: np.ndarray, camera: Camera, spacing: float, shade: float = SHADE) -> np.ndarray:
-    """Draw a cloud.
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Which point of a cloud every pixel shows; it can be painted in several colours.
 
     Args:
-        points: `[n, 3]` metres.
-        colours: `[n, 3]` uint8.
-        camera: what sees it.
-        spacing: distance of neighbouring points, metres: each is drawn as a disc that closes the gaps between them.
-        shade: darkness of edges in depth; 0 for none.
-
-    Returns:
-        `[height, width, 4]` uint8, transparent where there is no point.
+        nearest: `[height, width]` int64, the point; -1 where there is none.
+        depth: `[n]` how near the camera each point is, metres.
+        reach: half the distance of neighbouring points, pixels.
     """
-    nearest, depth = _draw(points, camera, spacing)
-    drawn = nearest >= 0
-    image = np.zeros((*drawn.shape, 4), np.uint8)
-    image[drawn, :3] = colours[nearest[drawn]]
-    image[drawn, 3] = 255
-    if shade:
-        surface = np.where(drawn, depth[nearest], -np.inf)
-        light = _light(surface, max(1, round(spacing * camera.scale / 2)), shade)
-        image[drawn, :3] = (image[drawn, :3] * light[drawn, None]).round().astype(np.uint8)
-    return image
 
+    nearest: np.ndarray
+    depth: np.ndarray
+    reach: int
 
-def visible(points: np.ndarray, camera: Camera, spacing: float) -> int:
-    """How many points of a cloud `render` would show a part of."""
-    return np.count_nonzero(np.bincount(_draw(points, camera, spacing)[0].ravel() + 1)[1:])
+    @classmethod
+    def of(cls, points: np.ndarray, camera: Camera, spacing: float) -> "Drawing":
+        """Draw points `[n, 3]` `spacing` metres apart, each as a disc that closes the gaps between them."""
+        width, height = np.ceil(camera.size * camera.scale).astype(int) + 1
+        flat, depth = camera.project(points)
+        order = np.argsort(depth, kind="stable")  # the rank of a point tells what it hides
+        column, row = np.floor(flat[order]).astype(int).T
+        radius = max(1.0, 0.6 * spacing * camera.scale)
+        ranks, rank = np.full(height * width, -1), np.arange(len(points))
+        for dy in range(-int(radius), int(radius) + 1):
+            for dx in range(-int(radius), int(radius) + 1):
+                if dx * dx + dy * dy <= radius * radius:
+                    x, y = column + dx, row + dy
+                    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+                    np.maximum.at(ranks, y[inside] * width + x[inside], rank[inside])
+        nearest = np.append(order, -1)[ranks].reshape(height, width)
+        return cls(nearest, depth, max(1, round(spacing * camera.scale / 2)))
 
+    @property
+    def visible(self) -> np.ndarray:
+        """The points that at least one pixel shows, ascending."""
+        return np.unique(self.nearest[self.nearest >= 0])
 
-def _draw(points: np.ndarray, camera: Camera, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the nearest point on every pixel, -1 where there is none, and how near each point `[n]` is."""
-    width, height = np.ceil(camera.size * camera.scale).astype(int) + 1
-    flat, depth = camera.project(points)
-    order = np.argsort(depth, kind="stable")  # the rank of a point tells what it hides
-    column, row = np.floor(flat[order]).astype(int).T
-    radius = max(1.0, 0.6 * spacing * camera.scale)
-    ranks, rank = np.full(height * width, -1), np.arange(len(points))
-    for dy in range(-int(radius), int(radius) + 1):
-        for dx in range(-int(radius), int(radius) + 1):
-            if dx * dx + dy * dy <= radius * radius:
-                x, y = column + dx, row + dy
-                inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-                np.maximum.at(ranks, y[inside] * width + x[inside], rank[inside])
-    nearest = np.append(order, -1)[ranks].reshape(height, width)
-    return nearest, depth
+    def paint(self, colours: np.ndarray) -> np.ndarray:
+        """The image `[height, width, 4]` uint8 with points in `colours` `[n, 3]`; transparent where there is none."""
+        drawn = self.nearest >= 0
+        image = np.zeros((*drawn.shape, 4), np.uint8)
+        image[drawn, :3] = (colours[self.nearest[drawn]] * self._light[drawn, None]).round()
+        image[drawn, 3] = 255
+        return image
 
-
-def _light(depth: np.ndarray, reach: int, strength: float) -> np.ndarray:
-    """How bright each pixel is, in (0, 1]: darker the more its neighbours stand before it (eye-dome lighting)."""
-    padded = np.pad(depth, reach, constant_values=-np.inf)
-    before = np.zeros_like(depth)
-    for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        y, x = dy * reach, dx * reach
-        neighbour = padded[y : y + depth.shape[0], x : x + depth.shape[1]]
-        both = np.isfinite(neighbour) & np.isfinite(depth)
-        before[both] += (neighbour[both] - depth[both]).clip(0, DEEP)
-    return np.exp(-strength * before)
+    @cached_property
+    def _light(self) -> np.ndarray:
+        """How bright each pixel is, in (0, 1]: darker the more its neighbours stand before it (eye-dome lighting)."""
+        depth = np.where(self.nearest >= 0, self.depth[self.nearest], np.nan)
+        padded = np.pad(depth, self.reach, constant_values=np.nan)
+        before = np.zeros_like(depth)
+        for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+            y, x = dy * self.reach, dx * self.reach
+            step = padded[y : y + depth.shape[0], x : x + depth.shape[1]] - depth
+            before += np.nan_to_num(step).clip(0, DEEP)
+        return np.exp(-SHADE * before)

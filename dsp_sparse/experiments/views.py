@@ -69,7 +69,8 @@ class AffinityView:
         target_labels: `[n]` int16.
         target_ceiling: `[n]` bool.
         source_scene: name of the scene that it attends to: a training scene for csfr, its own for isfr.
-        source: `[m, 3]` float32, the tap points it attends to, each the mean of the input points it stands for.
+        source: `[m, 3]` float32, the tap points it attends to, each the mean of the input points it stands for
+            (the nearest one, if it stands for none).
         affinity: `[m]` float32, how much it takes from each; sums to 1.
         source_colours: `[m, 3]` uint8, those of the input points nearest to them.
         source_labels: `[m]` int16, the most frequent of the input points they stand for.
@@ -236,12 +237,13 @@ def _look(run: TrainedRun, module: str, target: Sample, source: Sample, label: i
     known = tap_labels(tap, batch.input, batch.labels)
     own, _ = nearest(batch.input.coord, batch.input.offsets, tap.coord, tap.offsets)
     sure = _means(sure[:, None], own, torch.zeros_like(tap.coord[:, :1]))[:, 0]
-    places = _means(batch.input.coord, own, tap.coord)  # on the surface, where a voxel's centre need not be
+    nearby, _ = nearest(tap.coord, tap.offsets, batch.input.coord, batch.input.offsets)
+    # On the surface, where a voxel's centre need not be.
+    places = _means(batch.input.coord, own, batch.input.coord[nearby])
     candidates = (known[tap.rows(0)] == label).nonzero()[:, 0]
     chosen = candidates[sure[candidates].argsort(descending=True, stable=True)[:count]]
     affinity = affinity_scores(run.modules[module], tap, chosen).softmax(1).float().cpu().numpy()
     sample = 0 if module == "isfr" else 1
-    nearby, _ = nearest(places, tap.offsets, batch.input.coord, batch.input.offsets)
     nearby = nearby[tap.rows(sample)].cpu().numpy() - batch.input.rows(sample).start
     shown, where = _Ball.of(run, target), _Ball.of(run, (target, source)[sample])
     return [
