@@ -17,6 +17,7 @@ from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process, together
 from .errors import UserError
 from .training.stop import Interrupted, terminate_as_interrupt
+from .wording import reworded
 
 # A flag that is cut short is a mistake; it must not start a long build.
 Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
@@ -290,29 +291,6 @@ def fail(program: str, message: object) -> int:
     return 2
 
 
-KINDS = {
-    "int": "a whole number",
-    "float": "a finite number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "NoneType": "null",
-}
-
-
-def reworded(message: str, command: str) -> str:
-    """What the parser says of a value of the wrong type, in the words that every other setting is refused with."""
-    text = re.sub(rf"\b{command}\.(?=\w)", "", " ".join(message.split())) if command else message
-    key, kinds = re.match(r'Parser key "(.+?)":', text), re.findall(r"Expected a <class '(\w+)'>", text)
-    expected = [KINDS.get(kind) for kind in kinds]
-    if choices := re.search(r"Expected a typing.Literal\[(.+?)\]", text):
-        expected.append(f"one of {choices[1]}".replace("'", ""))
-    if not key or not expected or None in expected:
-        return text
-    return f"{key[1]} must be {' or '.join(expected)}, got {text.rpartition('value: ')[2]}"
-
-
 def plain_parser(function: Callable) -> ArgumentParser:
     """A subcommand whose arguments are those of its function; the ones without a default are positional.
 
@@ -423,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
                 own = {key: values.pop(key) for key in own_arguments(function)}
                 code = function(settings(**values), **own)
     except ArgumentError as error:
-        message = reworded(str(error), name)
+        message = reworded(re.sub(rf"\b{name}\.(?=\w)", "", str(error)) if name else str(error))
         for word, original in as_typed.items():
             message = message.replace(word, original)
         if "--config" in argv[1:2] and from_file(parser, with_settings[name][0], argv, str(error)):

@@ -9,6 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError
+from ..wording import misfit, reworded
 from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, files_below, relabel
 from .readers import SUFFIXES, cloud_of, columns_of, read_chunks
 
@@ -48,8 +49,13 @@ class CloudConfig:
         parser.add_class_arguments(cls)
         try:
             config = cls(**parser.parse_string(path.read_text()).as_dict())
-        except (ArgumentError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: {error}") from error
+        except ArgumentError as error:
+            if found := misfit(str(error)):
+                key, expected, value = found
+                raise UserError(f"{path}: {key} has {value}, expected {expected}") from None
+            raise UserError(f"{path}: {reworded(str(error))}") from None
         if not config.groups or not all(config.groups.values()):
             raise UserError(f"{path}: groups is {config.groups}, expected group names, each with patterns of files")
         for pattern in (p for patterns in config.groups.values() for p in patterns):

@@ -63,8 +63,11 @@ def test_labels_and_features_are_optional(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"typo": 1}, "mine.yaml: .*typo"),
-        ({"groups": 3}, "mine.yaml: .*groups"),
+        ({"typo": 1}, "mine.yaml: there is no setting typo$"),
+        ({"groups": 3}, "mine.yaml: groups has 3, expected names with values$"),
+        ({"label": [3]}, r"mine.yaml: label has \[3\], expected text or null$"),
+        ({"features": {"intensity": "bright"}}, "mine.yaml: features has bright, expected a finite number$"),
+        ({"coordinates": "x"}, "mine.yaml: coordinates has x, expected a list$"),
         ({"groups": {}}, "mine.yaml: groups is {}, expected group names, each with patterns of files"),
         ({"groups": {"train": []}}, r"mine.yaml: groups is {'train': \[\]}, expected group names"),
         (
@@ -74,7 +77,7 @@ def test_labels_and_features_are_optional(folder, tmp_path):
         ({"groups": {"train": ["/a.ply"]}}, "mine.yaml: groups has the pattern '/a.ply', expected one below"),
         ({"groups": {"train": [".trash/*"]}}, r"mine.yaml: groups has the pattern '.trash/\*', expected one below"),
         ({"groups": {"train": ["a/../*"]}}, r"mine.yaml: groups has the pattern 'a/../\*', expected one below"),
-        ({"classes": {"ground": ["two"]}}, "mine.yaml: .*classes"),
+        ({"classes": {"ground": ["two"]}}, "mine.yaml: classes has two, expected a whole number$"),
         ({"classes": {}}, "mine.yaml: label is 'kind' but classes is empty"),
         ({"classes": {"ground": [2], "plant": [2]}}, "mine.yaml: id 2 is listed twice"),
         ({"ignore": [3]}, "mine.yaml: id 3 is listed twice"),
@@ -88,6 +91,23 @@ def test_a_bad_yaml_is_named_with_its_key(tmp_path, changes, problem):
     with pytest.raises(UserError, match=problem) as error:
         config(tmp_path, **changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: [x\n", "not YAML in line 2, column 1: .*did not find expected ',' or ']'$"),
+        ("\tgroups: 3\n", "not YAML in line 1, column 1: .*cannot start any token$"),
+        ("- name\n- groups\n", "expected settings by name, got - name - groups$"),
+        ("", "expected settings by name, got nothing$"),
+        ("name: x\n", "required: groups$"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path, text, problem):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"mine.yaml: .*{problem}") as error:
+        CloudConfig.load(tmp_path / "mine.yaml")
+    assert "unicode string" not in str(error.value)
 
 
 @pytest.mark.parametrize(
