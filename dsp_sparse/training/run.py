@@ -88,7 +88,7 @@ class Run:
             return state
         place = (state.stage, state.epoch) if state else (0, 0)
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place]
-        starts = read_environment(self._environment) if state else []
+        starts = read_environment(self._environment)
         for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
             remove_leftovers(self.folder, path.name)
         remove_leftovers(self.folder, self._results.name)
