@@ -216,6 +216,20 @@ def folds(runs: list[str]) -> None:
     print(fold_table(aggregate(runs)))
 
 
+def report(path: str, out: str | None = None, full: str | None = None) -> None:
+    """Write one HTML file about a run or a comparison: tables, curves, pictures and a scene in 3D; works offline.
+
+    Args:
+        path: run folder or folder of a comparison, finished or not.
+        out: file to write; report.html in the folder by default.
+        full: run folder of full supervision to show beside weak supervision; the comparison's own by default.
+    """
+    from .experiments.report import write_report
+
+    require_one_process("report")
+    print(f"written to {write_report(path, out, full)}")
+
+
 def doctor(install_minkowski: bool = False, cuda: bool = False) -> int:
     """Say what is installed, which kernels, devices and engines work here, and why the others do not.
 
@@ -367,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
-    plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, doctor)}
+    plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, report, doctor)}
     with_settings = {
         "train": (train, TrainConfig),
         "compare": (compare, CompareConfig),

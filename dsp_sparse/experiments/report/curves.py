@@ -109,9 +109,9 @@ def time_section(subject: Subject) -> str:
         shares = [(f"{PARTS[name]}: {parts[name]:.1f} ms", parts[name], hues[name]) for name in known if name in parts]
         name = f"{' on '.join(filter(None, (backbone, engine)))} {method}"
         cells = [f"{parts[name]:.1f}" if name in parts else "" for name in known]
-        rows.append([text(name), text(stage), shares_bar(shares, whole), *cells, f"<b>{parts['total']:.0f}</b>"])
+        rows.append([text(name), text(stage), f"<b>{parts['total']:.0f}</b>", shares_bar(shares, whole), *cells])
     rows.sort(key=lambda row: row[0].split()[0])
-    head = ["method", "stage", "share", *(PARTS[name] for name in known), "whole step"]
+    head = ["method", "stage", "whole", "parts", *(PARTS[name] for name in known)]
     return section(
         "time",
         "Time of a step",

@@ -102,8 +102,8 @@ class Evidence:
                 continue
             words = f"{name_of(run)}, seed {run['seed']}"
             caption = (
-                f"{words}. Left of each pair, from green to red, what the chosen point on the right attends to: "
-                "through CSFR points of another scene, through ISFR points of its own ball. Ceilings are left out."
+                f"{words}. From green to red what the chosen point attends to: through CSFR points of a ball of "
+                "another scene, through ISFR points of its own ball."
             )
             parts.append(picture(png, f"Affinity of chosen points, {words}", caption))
         return section("affinity", "Affinity (Fig. 4)", *parts) if parts else ""

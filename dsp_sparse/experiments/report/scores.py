@@ -134,9 +134,8 @@ def class_section(subject: Subject) -> str:
             )
         )
         cells = [_stacked(spread(scores[name])) for name in classes]
-        rows.setdefault(title, []).append(
-            [text(method), f"<b>{text(spread(r['results']['miou'] for r in group))}</b>", *cells]
-        )
+        average = spread(run["results"]["miou"] for run in group)
+        rows.setdefault(title, []).append([text(method), f"<b>{_stacked(average)}</b>", *cells])
         if beside:
             theirs = [f"{beside[name]:.1f}" if name in beside else "" for name in classes]
             rows[title].append([f"<i>paper, {text(method)}</i>", f"{paper['miou']:.1f}", *theirs])

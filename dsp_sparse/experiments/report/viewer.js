@@ -90,12 +90,14 @@
         words.push(() => tell(i));
       }
     };
-    const own = (points, share) => i => Array.from(points.colour.subarray(3 * i, 3 * i + 3), c => share * c + (1 - share) * 140);
-    const large = Math.min(3.5, Math.max(1.6, source.spacing / target.spacing / 4));
+    const ground = background();
+    const own = (points, share) =>
+      i => Array.from(points.colour.subarray(3 * i, 3 * i + 3), (c, k) => share * c + (1 - share) * ground[k]);
+    const large = Math.min(3.6, Math.max(2.2, source.spacing / target.spacing / 3));
     add(source, left, large, i => scale(Math.sqrt(one.weight[i] / greatest)),
       i => `${className(source.label[i])}, gets ${percent(one.weight[i])} of the affinity`);
-    add(context, left, 0.6, own(context, 0.35), () => "input points of the ball that it attends to");
-    add(target, right, 1, own(target, 0.6), i => `ground truth: ${className(target.label[i])}`);
+    add(context, left, 1, own(context, 0.3), () => "input points of the ball that it attends to");
+    add(target, right, 1, own(target, 0.85), i => `ground truth: ${className(target.label[i])}`);
     for (const [size, colour] of [[3.6, [255, 255, 255]], [2.6, [255, 0, 0]]]) {
       add({count: 1, position: one.point}, right, size, () => colour, () => `the chosen point: ${className(one.label)}`);
     }
@@ -254,14 +256,16 @@
     return new Float32Array([0, 1, 2].flatMap(k => rows.map(row => row[k])).concat(last));
   }
 
+  const background = () => getComputedStyle(canvas).backgroundColor.match(/[\d.]+/g).slice(0, 3).map(Number);
+
   function draw() {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      const background = getComputedStyle(canvas).backgroundColor.match(/[\d.]+/g).map(x => x / 255);
+      const ground = background().map(x => x / 255);
       gl.viewport(0, 0, canvas.width, canvas.height);
-      gl.clearColor(background[0], background[1], background[2], 1);
+      gl.clearColor(ground[0], ground[1], ground[2], 1);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
       gl.useProgram(program);
       gl.uniformMatrix4fv(gl.getUniformLocation(program, "view"), false, viewMatrix());
@@ -400,7 +404,7 @@
   });
   canvas.addEventListener("webglcontextlost", event => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => { start(); load(); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => choose());
 
   function resize() {
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * devicePixelRatio));
