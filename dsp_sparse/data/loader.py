@@ -19,11 +19,15 @@ from .store import Scene, SceneStore
 
 def split(store: SceneStore, data: DataConfig) -> tuple[list[Scene], list[Scene]]:
     """The scenes to train on and those to test on. UserError: a group that the store does not have."""
-    groups = data.train_groups
-    if groups is None:
-        labelled = {scene.group for scene in store.scenes if any(scene.class_counts)}
-        groups = sorted(labelled - set(data.test_groups))
-    return store.group(groups), store.group(data.test_groups)
+    return store.group(train_groups(store, data)), store.group(data.test_groups)
+
+
+def train_groups(store: SceneStore, data: DataConfig) -> list[str]:
+    """The groups to train on; where the settings name none, all with labels that are not tested."""
+    if data.train_groups is not None:
+        return data.train_groups
+    labelled = {scene.group for scene in store.scenes if any(scene.class_counts)}
+    return sorted(labelled - set(data.test_groups))
 
 
 class BallDataset(TorchDataset):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..config import DataConfig, TrainConfig
+from ..config import TrainConfig
 from ..data import SceneStore, split
+from ..data.loader import train_groups
 from ..data.store import require_labels
 from ..distributed import pick_device, rank, together
 from ..errors import UserError
@@ -71,6 +72,7 @@ def evaluate_run(
         decoder = decoder_of(branch, run, config, model, voting)
     others = {name: value for name, value in chosen.items() if value != getattr(config.eval, name)}
     elsewhere = opened.path.resolve() != Path(config.data.store).resolve()
+    trained = [] if elsewhere else train_groups(opened, config.data)
     if elsewhere:
         others["store"] = str(opened.path.resolve())
     if set(groups) != set(config.data.test_groups):
@@ -81,7 +83,7 @@ def evaluate_run(
         "branch": branch,
         "store": str(opened.path),
         "groups": groups,
-        "trained_on": [] if elsewhere else [group for group in groups if trained_on(config.data, group)],
+        "trained_on": [group for group in groups if group in trained],
         "votes": settings.votes,
         "rotations": settings.rotations,
         "file": file.name,
@@ -103,11 +105,6 @@ def decoder_of(branch: str, run: Path, config: TrainConfig, model: Model, voting
         return IntraBranch(model.net, modules[name])
     partners, _ = split(SceneStore.open(config.data.store), config.data)
     return CrossBranch(model.net, modules[name], partners, voting)
-
-
-def trained_on(data: DataConfig, group: str) -> bool:
-    """Whether a run with these settings saw the group of its store in training."""
-    return group not in data.test_groups if data.train_groups is None else group in data.train_groups
 
 
 def evaluation_file(run: Path, branch: str, engine: str | None = None, others: dict | None = None) -> Path:
