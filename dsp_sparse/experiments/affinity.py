@@ -4,6 +4,7 @@ Supervision propagates along affinity. It is worth something as far as a point a
 (paper Fig. 4), which is measured here on balls of the test scenes, before and after training, beside chance.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ from ..ragged import Ragged
 from ..reallocation import CSFR, ISFR, MODULES
 from ..training.loop import first_network
 from ..training.run import Run
-from .prediction import digest
 from .trained import TrainedRun
 
 FILE = "affinity.json"
@@ -66,7 +66,7 @@ def affinity_shares(run: str | Path, pairs: int = 64, seed: int = 0) -> dict:
     run = Path(run)
     if pairs < 1:
         raise UserError(f"pairs must be at least 1, got {pairs}")
-    settings = {"version": __version__, "pairs": pairs, "seed": seed, "model": digest(run)}
+    settings = {"version": __version__, "pairs": pairs, "seed": seed, "weights": _digest(run)}
     if (kept := _kept(run / FILE, settings)) is not None:
         return kept
     trained = TrainedRun.open(run)
@@ -75,6 +75,17 @@ def affinity_shares(run: str | Path, pairs: int = 64, seed: int = 0) -> dict:
         shares = _measure(trained, draw_pairs(trained, pairs, np.random.default_rng(seed)))
     write_json(run / FILE, {"settings": settings, "shares": shares})
     return shares
+
+
+def _digest(run: Path) -> str:
+    """SHA-256 of what a run has trained."""
+    digest = hashlib.sha256()
+    for path in (run / "model.pt", run / "modules.pt"):
+        try:
+            digest.update(path.read_bytes())
+        except OSError:
+            raise UserError(f"{path}: cannot be read, expected the folder of a finished run") from None
+    return digest.hexdigest()
 
 
 def _kept(path: Path, settings: dict) -> dict | None:
