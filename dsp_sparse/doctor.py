@@ -1,30 +1,32 @@
 """What works on this machine, found out by trying it."""
 
+import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
 
-import torch
-
-import kpconv_ops
-from kpconv_ops import reference
-
 from . import __version__
-from .backbones import BACKBONES, build_backbone
-from .backbones.engines import ENGINES
-from .ragged import Ragged
 
-OPTIONAL = {
-    "matplotlib": "not installed, optional: pip install 'dsp-sparse[report]'",
-    "laspy": "not installed, optional: pip install 'dsp-sparse[las]'",
-}
+REQUIRED = ("torch", "numpy", "pandas", "pyyaml", "jsonargparse", "docstring-parser", "tqdm")
+OPTIONAL = {"laspy": "las", "matplotlib": "report", "tensorboard": "tensorboard"}  # package: extra
 
 
 def diagnose() -> int:
     """Print one line a part: name, `ok` or `no`, and a detail or the reason. Returns 1 if a CPU part is broken."""
     print(f"dsp-sparse {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("torch", "numpy", "pandas", "laspy", "matplotlib"):
+    broken = False
+    for package in REQUIRED:
+        broken |= not attempt(package, lambda p=package: find_working(p))
+    for package in OPTIONAL:
         attempt(package, lambda p=package: find_version(p))
+    if broken:
+        print("nothing else can be tried before these are installed")
+        return 1
+    import torch
+
+    from .backbones import BACKBONES
+    from .backbones.engines import ENGINES
+
     broken = not attempt("kernels on cpu", lambda: try_kernels("cpu"))
     attempt("kernels on cuda", lambda: try_kernels("cuda"))
     for index in range(torch.cuda.device_count()):
@@ -46,16 +48,30 @@ def attempt(name: str, trial: Callable[[], str]) -> bool:
     return works
 
 
+def find_working(package: str) -> str:
+    """The version of a package that is needed, after it was imported: it may be there and not work."""
+    version = find_version(package)
+    importlib.import_module({"pyyaml": "yaml"}.get(package, package.replace("-", "_")))
+    return version
+
+
 def find_version(package: str) -> str:
     """The version installed, or how to install it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise RuntimeError(OPTIONAL.get(package, "not installed, but required")) from None
+        extra = OPTIONAL.get(package)
+        way = f"optional: pip install 'dsp-sparse[{extra}]'" if extra else "but required"
+        raise RuntimeError(f"not installed, {way}") from None
 
 
 def try_kernels(device: str) -> str:
     """Search, convolve and differentiate on a small cloud, against the plain-torch oracle."""
+    import torch
+
+    import kpconv_ops
+    from kpconv_ops import reference
+
     if device == "cuda" and not torch.cuda.is_available():
         built = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise RuntimeError(f"torch sees no GPU (this torch is {built})")
@@ -75,6 +91,11 @@ def try_kernels(device: str) -> str:
 
 def try_backbone(name: str, **options) -> str:
     """One forward and backward pass of a default network on a random cloud."""
+    import torch
+
+    from .backbones import build_backbone
+    from .ragged import Ragged
+
     generator = torch.Generator().manual_seed(0)
     coord = torch.rand(400, 3, generator=generator)
     batch = Ragged(torch.ones(400, 5), coord, torch.tensor([0, 400]))
