@@ -128,7 +128,9 @@
       [`${narrow() ? "below" : "right"}: the chosen point`, [255, 0, 0]]];
   }
 
-  const hidden = (points, i) => ceiling.checked && points.ceiling[i];
+  // A chosen point of the ceiling brings the ceiling with it.
+  const hidden = (points, i) =>
+    ceiling.checked && points.ceiling[i] && !(active().affinity && affinity[chooser.value].ceiling);
 
   function allocate(count) {
     return {count, position: new Float32Array(3 * count), colour: new Uint8Array(4 * count)};

@@ -27,6 +27,7 @@ def viewer_section(view: SceneView, affinity: list[tuple[str, AffinityView]], sp
         {
             "name": f"{one.module.upper()}, {one.classes[one.label]}{f' ({run})' if run else ''}",
             "label": one.label,
+            "ceiling": of_ceiling(one),
             "source": clouds.add(one.source, one.source_colours, one.source_labels, one.source_ceiling),
             "context": clouds.add(one.context, one.context_colours, None, one.context_ceiling),
             "target": clouds.add(one.target, one.target_colours, one.target_labels, one.target_ceiling),
