@@ -1,0 +1,136 @@
+"""The run folder: whose it is, what a start keeps and forgets, and what is wrong with a spoilt file."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from tiny import with_optim
+
+from dsp_sparse.cli import main
+from dsp_sparse.errors import UserError
+from dsp_sparse.training.checkpoint import TrainingState
+from dsp_sparse.training.run import Run, load_config, read_metrics
+
+
+def line_of(epoch: int, stage: int = 0) -> dict:
+    """A line of the metrics."""
+    return {"stage": stage, "epoch": epoch, "losses": {"total": epoch / 7}, "seconds": {"total": 1.0}}
+
+
+@pytest.fixture
+def config(settings):
+    """The settings of two stages of three epochs."""
+    return with_optim(replace(settings, method="csfr-isfr"), epochs=3)
+
+
+@pytest.fixture
+def begun(config, tmp_path):
+    """A run folder with five epochs in its metrics and a checkpoint after the fourth, the first of stage 2."""
+    run = Run(tmp_path / "run", config)
+    assert run.start() is None
+    for stage, epoch in ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2)):
+        run.log(line_of(epoch, stage))
+    run.save(TrainingState(net={}, stage=1, epoch=1))
+    return run.folder
+
+
+def places(folder) -> list[tuple[int, int]]:
+    return [(line["stage"], line["epoch"]) for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_a_start_forgets_epochs_that_will_be_repeated(begun, config):
+    state = Run(begun, config).start()
+    assert (state.stage, state.epoch) == (1, 1)
+    assert places(begun) == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    assert load_config(begun) == config
+
+
+def test_without_a_checkpoint_all_epochs_are_repeated(begun, config):
+    (begun / "checkpoint.pt").unlink()
+    assert Run(begun, config).start() is None
+    assert places(begun) == []
+
+
+@pytest.mark.parametrize("rest", ['{"stage": 1, "ep', "\0\0\0\0\n", "half a line\n"])
+def test_a_last_line_that_was_cut_short_is_forgotten(begun, config, rest):
+    """Cut by a kill, or what a power cut leaves of it."""
+    with (begun / "metrics.jsonl").open("a") as file:
+        file.write(rest)
+    assert places(begun)[-1] == (1, 2)
+    run = Run(begun, config)
+    run.start()
+    run.log(line_of(2, stage=1))
+    assert places(begun) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("spoilt", ["nonsense", "[]", "3", '{"stage": 0}', '{"stage": 0, "epoch": 2, "losses": 1}'])
+def test_a_spoilt_line_is_named(begun, config, spoilt):
+    """Nothing is written before the metrics are in order; without the line the run goes on."""
+    path = begun / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], spoilt, *lines[2:]]) + "\n")
+    before = {p.name: p.read_bytes() for p in begun.iterdir()}
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not the line of an epoch; remove it to go on$"):
+        Run(begun, config).start()
+    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+    path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    Run(begun, config).start()
+    assert places(begun) == [(0, 1), (0, 3), (1, 1)]
+
+
+def test_a_start_clears_what_a_killed_process_was_writing(begun, config):
+    """Halves of the run's own files go; other hidden files are none of its business."""
+    for name in (".checkpoint.pt.x1y2.pt", ".results.json.zz.json", ".metrics.jsonl.a.jsonl", ".hidden.file"):
+        (begun / name).touch()
+    Run(begun, config).start()
+    assert [p.name for p in begun.iterdir() if p.name.startswith(".")] == [".hidden.file"]
+
+
+def test_a_folder_belongs_to_its_settings(begun, config):
+    """The first difference is named; what the numbers do not depend on is free, and the folder has it from then on."""
+    with pytest.raises(UserError, match=r"config\.yaml: the run has optim\.lr 0\.05, not 0\.1; choose another folder"):
+        Run(begun, with_optim(config, lr=0.1))
+    other = with_optim(replace(config, data=replace(config.data, workers=3)), checkpoint_every=2)
+    Run(begun, other).start()
+    assert load_config(begun) == other
+
+
+def test_settings_that_are_newer_than_the_run_have_their_defaults(begun, config):
+    """A run of an earlier version goes on."""
+    path = begun / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["compute"], old["tensorboard"], old["optim"]["accumulate"]
+    path.write_text(yaml.safe_dump(old))
+    assert load_config(begun) == config
+    assert Run(begun, config).start().epoch == 1
+
+
+def test_resume_needs_a_run(begun, config, tmp_path, capsys):
+    """A folder that was mistyped does not become a new run."""
+    with pytest.raises(SystemExit) as exit:
+        main(["train", str(begun / "config.yaml"), "--out", str(tmp_path / "rum"), "--resume"])
+    assert exit.value.code == 2
+    message = f"{tmp_path / 'rum'}: no run to go on with (it would hold config.yaml)"
+    assert capsys.readouterr().err == f"dsp-sparse train: error: {message}\n"
+    assert not (tmp_path / "rum").exists()
+
+
+def test_other_ranks_write_nothing(config, tmp_path, monkeypatch):
+    """They read the checkpoint that rank 0 writes."""
+    first = Run(tmp_path, config)
+    first.start()
+    first.save(TrainingState(net={}, epoch=2))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    monkeypatch.setattr("dsp_sparse.training.run.rank", lambda: 1)
+    second = Run(tmp_path, config)
+    assert second.start().epoch == 2
+    second.log(line_of(3))
+    second.save(TrainingState(net={}, epoch=3))
+    second.finish({"miou": 1.0})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_metrics_say_what_they_were_told(begun):
+    assert read_metrics(begun / "metrics.jsonl")[1] == json.loads(json.dumps(line_of(2)))
+    assert read_metrics(begun / "none.jsonl") == []
