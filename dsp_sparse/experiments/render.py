@@ -71,7 +71,7 @@ class Drawing:
         flat, depth = camera.project(points)
         order = np.argsort(depth, kind="stable")  # the rank of a point tells what it hides
         column, row = np.floor(flat[order]).astype(int).T
-        radius = max(1.0, 0.6 * spacing * camera.scale)
+        radius = max(1.0, 0.75 * spacing * camera.scale)  # more than half the diagonal of a cell
         ranks, rank = np.full(height * width, -1), np.arange(len(points))
         for dy in range(-int(radius), int(radius) + 1):
             for dx in range(-int(radius), int(radius) + 1):
