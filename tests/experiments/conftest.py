@@ -22,11 +22,11 @@ def balls_of(scene):
     return [make_sample(scene, scene.labels, *ball, scene.number) for ball in balls]
 
 
-@pytest.fixture
-def make_run(tmp_path):
-    """`make_run(store)` is a run folder on a store; it is tested on the group `test_group`."""
+@pytest.fixture(scope="session")
+def build_run():
+    """`build_run(folder, store)` makes a run folder on a store; it is tested on the group `test_group`."""
 
-    def make(store, name="run", test_group="Area_2", train_group="Area_1"):
+    def build(folder, store, test_group="Area_2", train_group="Area_1"):
         options = KPFCNNConfig(grid_size=store.grid, first_width=8, blocks=(1, 1, 1), bn_momentum=1.0)
         data = DataConfig(
             store=str(store.path), train_groups=[train_group], test_groups=[test_group], radius=RADIUS, batch_size=2
@@ -36,7 +36,7 @@ def make_run(tmp_path):
         net = build_backbone("kpfcnn", store.in_channels, len(store.classes), **asdict(options))
         with torch.no_grad():  # the batch statistics of real balls, so that not all of them look the same
             net(collate(balls_of(store.scenes[0])).input)
-        run = Run(tmp_path / name, config)
+        run = Run(folder, config)
         run.start()
         model = Model(
             net=net,
@@ -53,5 +53,15 @@ def make_run(tmp_path):
         save_model(run.model, model)
         save_modules(run.modules, {"csfr": CSFR(net.tap.channels).state_dict()})
         return run.folder
+
+    return build
+
+
+@pytest.fixture
+def make_run(build_run, tmp_path):
+    """`make_run(store)` is such a folder, of its own for every `name`."""
+
+    def make(store, name="run", *groups):
+        return build_run(tmp_path / name, store, *groups)
 
     return make
