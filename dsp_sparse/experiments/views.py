@@ -201,12 +201,13 @@ def affinity_view(run: str | Path, scene: Scene, per_class: int = 1) -> list[Aff
         raise UserError(f"per_class must be at least 1, got {per_class}")
     opened = TrainedRun.open(run)
     ball = richest_ball(opened, scene)
+    labels = np.unique(ball.labels[ball.labels >= 0]).tolist()
+    chosen = [(module, label) for module in sorted(opened.modules) for label in labels]
     views = []
-    for module in sorted(opened.modules):
-        for label in np.unique(ball.labels[ball.labels >= 0]).tolist():
-            source = ball if module == "isfr" else partner_with(opened, label)
-            if source is not None:
-                views += _look(opened, module, ball, source, label, per_class)
+    for module, label in tqdm(chosen, desc=f"affinity of {opened.folder.name}", unit="class", leave=False):
+        source = ball if module == "isfr" else partner_with(opened, label)
+        if source is not None:
+            views += _look(opened, module, ball, source, label, per_class)
     return views
 
 
