@@ -426,6 +426,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except FloatingPointError as error:  # a training that diverged, not bad input
         fail(program, error)
         code = 1
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # killed, says torch
+            raise
+        fail(program, f"{error} (out of memory? fewer data.workers take less); the same command goes on where it saved")
+        code = 1
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt as stop:

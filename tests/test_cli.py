@@ -194,6 +194,28 @@ def test_compare_runs_the_matrix_once(folder, capsys):
     assert json.loads((folder / "compare" / "results.json").read_text()) == first, "a finished comparison is kept"
 
 
+@pytest.mark.parametrize(
+    "flags, place",
+    [
+        ([], " (settings file: {f}/wrong.yaml)"),
+        (["--optim.epochs", "2"], " (settings file: {f}/wrong.yaml)"),
+        (["--optim.lr", "fast"], ""),
+        (["--optim.speed", "2"], ""),
+    ],
+)
+def test_a_mistake_is_blamed_on_whoever_made_it(flags, place, folder, tmp_path, capsys):
+    """The settings file is named where it is wrong, not where a flag is."""
+    settings = yaml.safe_load((folder / "train.yaml").read_text())
+    file = "train.yaml"
+    if place:
+        file, settings["optim"]["lr"] = "wrong.yaml", "fast"
+        (folder / file).write_text(yaml.safe_dump(settings))
+    assert run("train", folder / file, "--out", tmp_path / "run", *flags) == 2
+    message = capsys.readouterr().err
+    assert ("optim.speed" if "--optim.speed" in flags else "optim.lr") in message
+    assert message.endswith(place.format(f=folder) + "\n") and ("settings file" in message) == bool(place)
+
+
 def test_doctor_finds_the_cpu_kernels_and_says_why_there_is_no_gpu(capsys):
     assert run("doctor") == 0
     printed = capsys.readouterr().out

@@ -206,6 +206,18 @@ def test_numbers_that_run_away(stopped, settings_file, tmp_path):
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_worker_is_killed(settings_file, tmp_path):
+    """As by a system that runs out of memory: one line says what to try."""
+    training = Training(settings_file, tmp_path / "run", "--data.workers", "2")
+    tasks = Path(f"/proc/{training.process.pid}/task/{training.process.pid}/children")
+    training.wait(lambda: training.steps_shown() and tasks.read_text().split())
+    os.kill(int(tasks.read_text().split()[0]), signal.SIGKILL)
+    assert training.process.wait(timeout=60) == 1
+    screen = training.screen.read_text()
+    assert "Traceback" not in screen
+    assert re.search(r"error: DataLoader worker .*killed.*fewer data\.workers.*; the same command goes on", screen)
+
+
 def test_two_trainings_in_one_folder(settings_file, tmp_path):
     """The second is refused in one line, whatever the first is doing; it goes on."""
     training = Training(settings_file, tmp_path / "run")
