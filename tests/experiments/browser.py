@@ -1,6 +1,7 @@
 """A headless Chromium, spoken to in the DevTools protocol over a pipe: pages are opened, clicked and photographed."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -43,15 +44,18 @@ class Browser:
 
     def __init__(self, profile: Path, gl: bool = True, width: int = 1280, height: int = 800, dark: bool = False):
         (to_read, self._out), (self._in, to_write) = os.pipe(), os.pipe()
-        # The protocol wants its pipe at descriptors 3 and 4; 10 and above are free of whatever the shell opens.
+        # The protocol wants its pipes at the descriptors 3 and 4; copies above do not get into each other's way.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_read, to_write)]
         command = [PROGRAM, *FLAGS, *(SOFTWARE_GL if gl else NO_GL), "--remote-debugging-pipe", "about:blank"]
-        command += [f"--user-data-dir={profile}"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "chromium", *command]
         self._process = subprocess.Popen(
-            shell, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, f"--user-data-dir={profile}"],
+            preexec_fn=lambda: [os.dup2(end, number) for number, end in zip((3, 4), ends, strict=True)],
+            close_fds=False,  # what Python opens is closed anyhow
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        os.close(to_read)
-        os.close(to_write)
+        for end in (to_read, to_write, *ends):
+            os.close(end)
         self._buffer, self._count, self._session = b"", 0, None
         self.requests: list[str] = []
         self.complaints: list[str] = []

@@ -20,7 +20,8 @@ from dsp_sparse.experiments.report.html import text
 from dsp_sparse.experiments.report.order import Pair, pairs_of
 from dsp_sparse.experiments.report.scores import Printed
 from dsp_sparse.experiments.report.svg import limits, log_ticks, ticks
-from dsp_sparse.experiments.report.viewer import packed
+from dsp_sparse.experiments.report.viewer import packed, viewer_section
+from dsp_sparse.experiments.views import AffinityView, SceneView
 from dsp_sparse.metrics import ConfusionMatrix
 
 CLASSES = ["floor", "wall", "lamp <b>"]
@@ -347,6 +348,39 @@ def test_axes_show_every_value(values, log):
     shown = log_ticks(low, high) if log else ticks(low, high)
     assert 2 <= len(shown) <= 7 and low <= shown[0] and shown[-1] <= high * (1 + 1e-9)
     assert limits([]) is None
+
+
+def test_chosen_points_share_their_clouds_and_ceilings_come_last():
+    """The first chosen point must not be one that is hidden from above."""
+    points, colours = np.eye(3, dtype=np.float32), np.zeros((3, 3), np.uint8)
+    labels, ceiling = np.array([0, 1, 1], np.int16), np.array([True, False, False])
+    classes = ["ceiling", "wall</script>"]
+    scene = SceneView(
+        name="room",
+        points=points,
+        colours=colours,
+        labels=labels,
+        ceiling=ceiling,
+        predictions={"run": labels},
+        confidence={"run": np.array([0.0, 0.5, 1.0], np.float32)},
+        classes=classes,
+        palette=np.zeros((2, 3), np.uint8),
+    )
+    own = {
+        f"{what}_{name}": a for what in ("target", "source") for name, a in (("labels", labels), ("ceiling", ceiling))
+    }
+    own |= {"target": points, "target_colours": colours, "source": points[::-1], "source_colours": colours}
+    own |= {"context": points, "context_colours": colours, "context_ceiling": ceiling, "affinity": np.ones(3) / 3}
+    common = {"classes": classes, "target_scene": "room", "source_scene": "room", "point": points[0], **own}
+    views = [AffinityView(module=module, label=label, **common) for module in ("csfr", "isfr") for label in (0, 1)]
+    markup = viewer_section(scene, [("", view) for view in views], 0.1)
+    assert markup.count("</script>") == 2, "a class name cannot end the data"
+    data = json.loads(re.search(r'id="scene-data">(.*?)</script>', markup, re.S)[1])
+    names = [one["name"] for one in data["affinity"]]
+    assert names == ["CSFR, wall</script>", "ISFR, wall</script>", "CSFR, ceiling", "ISFR, ceiling"]
+    assert [one["ceiling"] for one in data["affinity"]] == [False, False, True, True]
+    assert len(data["clouds"]) == 3, "source, context and target, once for all"
+    assert list(base64.b64decode(data["runs"][0]["confidence"])) == [0, 128, 255]
 
 
 def test_points_are_packed_to_less_than_a_millimetre():
