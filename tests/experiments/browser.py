@@ -77,14 +77,15 @@ class Browser:
         return self
 
     def __exit__(self, *_) -> None:
-        os.close(self._out)
-        os.close(self._in)
-        self._process.terminate()
+        self._session = None
         try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
+            self("Browser.close")
+            self._process.wait(20)
+        except (RuntimeError, OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
 
     def __call__(self, method: str, **parameters) -> dict:
         """Call a method of the protocol, and return its result."""

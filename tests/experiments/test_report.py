@@ -308,6 +308,8 @@ def test_bad_folders(tmp_path, rooms_store, make_run, unfinished):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"results.json: {cause}"):
             write_report(tmp_path)
+    with pytest.raises(UserError, match=r"trained with weak labels, expected a run with full supervision"):
+        write_report(unfinished, full=unfinished)
     with pytest.raises(UserError, match=r"no finished run .no model.pt., expected one with full supervision"):
         (unfinished / "model.pt").unlink()
         write_report(unfinished, full=unfinished)

@@ -30,7 +30,7 @@ class Evidence:
         full: folder of a run with full supervision, in place of those of the subject.
 
     Raises:
-        UserError: `full` is not a finished run.
+        UserError: `full` is not a finished run with all labels.
     """
 
     def __init__(self, subject: Subject, full: str | Path | None = None):
@@ -163,10 +163,13 @@ def _full_run(folder: Path) -> dict:
     config = load_config(folder)
     if not (folder / "model.pt").is_file():
         raise UserError(f"{folder}: no finished run (no model.pt), expected one with full supervision")
+    data = config.data
+    if data.label_rate != 1 or data.label_points is not None or data.label_mask is not None:
+        raise UserError(f"{folder}: trained with weak labels, expected a run with full supervision (data.label_rate 1)")
     return {
         "backbone": config.backbone,
         "method": config.method,
-        "label_rate": config.data.label_rate,
+        "label_rate": data.label_rate,
         "seed": config.seed,
         "folder": folder,
     }

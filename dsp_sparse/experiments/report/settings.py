@@ -8,7 +8,7 @@ import yaml
 from ...config import TrainConfig
 from ...training.environment import read_environment
 from ..table import labels_of, method_of
-from .html import folded, section, text
+from .html import folded, paragraph, section, text
 from .scores import progress
 from .sources import Subject
 
@@ -27,7 +27,7 @@ def heading(subject: Subject) -> str:
     count = ", ".join([f"{done} of {len(runs)} runs finished", *rest]) if len(runs) > 1 else ""
     facts = [f"Results of {written}" if subject.written else "No results yet: the run is not finished", count]
     facts.append(f"dsp-sparse {subject.version}")
-    return f"<h1>{text(subject.title)}</h1><p>{text(words)}</p><p>{text(' · '.join(filter(None, facts)))}</p>"
+    return f"<h1>{text(subject.title)}</h1>{paragraph(words) if len(runs) > 1 else ''}<p>{text(' · '.join(filter(None, facts)))}</p>"
 
 
 def settings_section(subject: Subject) -> str:

@@ -79,7 +79,7 @@
     shown.spacing = target.spacing;
     shown.onTop = 2;
     const greatest = Math.max(...one.weight);
-    const side = narrow() ? [0, 0, -1] : [-Math.sin(START.yaw), Math.cos(START.yaw), 0];
+    const first = axes(START), side = narrow() ? first.up.map(x => -x) : first.right;
     const left = shift(context, side, -1), right = shift(target, side, 1);
     const words = [];
     let next = 0;
@@ -209,10 +209,15 @@
     };
     program = gl.createProgram();
     shader(gl.VERTEX_SHADER, `
-      attribute vec3 position; attribute vec4 colour; uniform mat4 view; uniform vec2 size; varying vec3 tint;
+      attribute vec3 position; attribute vec4 colour; uniform mat4 view; uniform vec3 size; uniform vec2 depth;
+      varying vec3 tint;
       void main() {
-        gl_Position = colour.a > 0.0 ? view * vec4(position, 1.0) : vec4(0.0, 0.0, 2.0, 1.0);
-        gl_PointSize = max(size.x * colour.a * 255.0 / 32.0 / gl_Position.w, size.y);
+        float times = colour.a * 255.0 / 32.0;
+        gl_Position = times > 0.0 ? view * vec4(position, 1.0) : vec4(0.0, 0.0, 2.0, 1.0);
+        gl_PointSize = max(size.x * times / gl_Position.w, size.y);
+        // A large point is a ball: its front stands out of the usual points around it.
+        float front = gl_Position.w - size.z * max(times - 1.0, 0.0);
+        if (times > 0.0 && front > 0.0) gl_Position.z = (depth.x + depth.y / front) * gl_Position.w;
         tint = colour.rgb;
       }`);
     shader(gl.FRAGMENT_SHADER, `
@@ -241,20 +246,24 @@
   }
 
   // Axes of the picture in the world: right, up, and forward into it.
-  function axes() {
-    const {yaw, pitch} = camera, [c, s, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
+  function axes({yaw, pitch} = camera) {
+    const [c, s, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
     return {right: [-s, c, 0], up: [-sp * c, -sp * s, cp], forward: [-cp * c, -cp * s, -sp]};
   }
   const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
 
-  function viewMatrix() {
-    const {right, up, forward} = axes(), aspect = canvas.width / canvas.height;
-    const eye = camera.target.map((x, k) => x - camera.distance * forward[k]);
+  // The depth in the picture of what is at a distance is the first of these plus the second by the distance.
+  function depths() {
     const near = camera.distance / 50, far = camera.distance * 20;
-    const rows = [right.map(x => x / (HALF * aspect)), up.map(x => x / HALF),
-      forward.map(x => x * (far + near) / (far - near)), forward];
+    return [(far + near) / (far - near), -2 * far * near / (far - near)];
+  }
+
+  function viewMatrix() {
+    const {right, up, forward} = axes(), aspect = canvas.width / canvas.height, depth = depths();
+    const eye = camera.target.map((x, k) => x - camera.distance * forward[k]);
+    const rows = [right.map(x => x / (HALF * aspect)), up.map(x => x / HALF), forward.map(x => x * depth[0]), forward];
     const last = rows.map(row => -dot(row, eye));
-    last[2] -= 2 * far * near / (far - near);
+    last[2] += depth[1];
     return new Float32Array([0, 1, 2].flatMap(k => rows.map(row => row[k])).concat(last));
   }
 
@@ -271,8 +280,9 @@
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
       gl.useProgram(program);
       gl.uniformMatrix4fv(gl.getUniformLocation(program, "view"), false, viewMatrix());
-      const pixels = canvas.height / 2 / HALF * shown.spacing * size.value;
-      gl.uniform2f(gl.getUniformLocation(program, "size"), pixels, 1.5 * devicePixelRatio);
+      const metres = shown.spacing * size.value; // the usual width of a point
+      gl.uniform3f(gl.getUniformLocation(program, "size"), canvas.height / 2 / HALF * metres, 1.5 * devicePixelRatio, metres);
+      gl.uniform2f(gl.getUniformLocation(program, "depth"), ...depths());
       gl.enable(gl.DEPTH_TEST);
       const inside = shown.count - (shown.onTop || 0);
       gl.drawArrays(gl.POINTS, 0, inside);
