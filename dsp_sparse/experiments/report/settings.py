@@ -22,12 +22,15 @@ def heading(subject: Subject) -> str:
     )
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     words = f"Backbones: {backbones}. Methods: {methods}. Labelled: {labels}. Seeds: {seeds}."
-    written = f"{subject.written:%d %B %Y, %H:%M} UTC" if subject.written else "not finished"
-    done, *rest = progress(runs).split(", ")
-    count = ", ".join([f"{done} of {len(runs)} runs finished", *rest]) if len(runs) > 1 else ""
-    facts = [f"Results of {written}" if subject.written else "No results yet: the run is not finished", count]
+    facts = ["No results yet: the run is not finished"]
+    if subject.written:
+        facts = [f"Results of {subject.written:%d %B %Y, %H:%M} UTC"]
+    if len(runs) > 1:
+        done, *rest = progress(runs).split(", ")
+        facts.append(", ".join([f"{done} of {len(runs)} runs finished", *rest]))
     facts.append(f"dsp-sparse {subject.version}")
-    return f"<h1>{text(subject.title)}</h1>{paragraph(words) if len(runs) > 1 else ''}<p>{text(' · '.join(filter(None, facts)))}</p>"
+    title = f"<h1>{text(subject.title)}</h1>"
+    return title + (paragraph(words) if len(runs) > 1 else "") + paragraph(" · ".join(facts))
 
 
 def settings_section(subject: Subject) -> str:
