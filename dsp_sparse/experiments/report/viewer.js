@@ -105,20 +105,17 @@
     return shown;
   }
 
-  // What moves a cloud with its middle to the left or the right of the origin.
+  // What moves a cloud to one side of the origin, centred on what is visible of it.
   function shift(points, side, sign) {
-    const low = [Infinity, Infinity, Infinity], high = low.map(x => -x);
-    let reach = 0;
-    for (let i = 0; i < points.position.length; i++) {
-      low[i % 3] = Math.min(low[i % 3], points.position[i]);
-      high[i % 3] = Math.max(high[i % 3], points.position[i]);
-    }
-    const middle = low.map((x, k) => (x + high[k]) / 2);
+    const low = [Infinity, Infinity, Infinity], high = low.map(x => -x), visible = [];
     for (let i = 0; i < points.count; i++) {
-      let along = 0;
-      for (let k = 0; k < 3; k++) along += (points.position[3 * i + k] - middle[k]) * side[k];
-      reach = Math.max(reach, Math.abs(along));
+      if (hidden(points, i)) continue;
+      visible.push(points.position.subarray(3 * i, 3 * i + 3));
+      visible[visible.length - 1].forEach((x, k) => { low[k] = Math.min(low[k], x); high[k] = Math.max(high[k], x); });
     }
+    const middle = low.map((x, k) => visible.length ? (x + high[k]) / 2 : 0);
+    let reach = 0;
+    for (const point of visible) reach = Math.max(reach, Math.abs(dot(point.map((x, k) => x - middle[k]), side)));
     return middle.map((x, k) => sign * 1.1 * reach * side[k] - x);
   }
 
