@@ -1,7 +1,6 @@
 """Pieces of the page. Text is escaped where it enters; what these functions return is HTML."""
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -72,19 +71,9 @@ def folded(title: str, *parts: str, shown: bool = False) -> str:
 
 
 def picture(png: bytes, alternative: str, caption: str) -> str:
-    """A picture inside of the page, as WebP: clouds of points take a fifth of the bytes of PNG.
-
-    Args:
-        png: the picture.
-        alternative: what it shows, for who cannot see it, text.
-        caption: text.
-    """
-    from PIL import Image  # comes with matplotlib, which drew the picture
-
-    image, file = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    image.save(file, format="webp", quality=88, method=4)
-    data, (width, height) = base64.b64encode(file.getvalue()).decode(), image.size
-    image = f'<img src="data:image/webp;base64,{data}" width="{width}" height="{height}" alt="{text(alternative)}">'
+    """A picture inside of the page; `alternative` is what it shows for who cannot see it, both are text."""
+    data = base64.b64encode(png).decode()
+    image = f'<img src="data:image/png;base64,{data}" alt="{text(alternative)}">'
     return f"<figure>{scrolling(alternative, image)}<figcaption>{text(caption)}</figcaption></figure>"
 
 
