@@ -190,6 +190,8 @@ def train_stages(net: TapBackbone, config: TrainConfig, sources: Sources, run: R
             )
     if config.compute.sync_batchnorm:
         synchronise(net)
+    if config.compute.compile:
+        torch.compiler.reset()  # what other networks compiled counts towards a limit, beyond which nothing is
     with catch_stops() as stop, reaching_others():
         while state.stage < len(METHODS[config.method]):
             state = _train_stage(net, config, sources, run, state, stop)
