@@ -98,7 +98,7 @@ class Training:
     def signal(self, signum: int) -> int:
         """Send a signal to the whole group, as a terminal does; the exit code as a shell tells it."""
         os.killpg(self.process.pid, signum)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=120)
         return code if code >= 0 else 128 - code
 
 
@@ -212,7 +212,7 @@ def test_a_worker_is_killed(settings_file, tmp_path):
     tasks = Path(f"/proc/{training.process.pid}/task/{training.process.pid}/children")
     training.wait(lambda: training.steps_shown() and tasks.read_text().split())
     os.kill(int(tasks.read_text().split()[0]), signal.SIGKILL)
-    assert training.process.wait(timeout=60) == 1
+    assert training.process.wait(timeout=120) == 1
     screen = training.screen.read_text()
     assert "Traceback" not in screen
     assert re.search(r"error: DataLoader worker .*killed.*fewer data\.workers.*; the same command goes on", screen)
