@@ -98,7 +98,7 @@ def cell_config(config: CompareConfig, cell: Cell) -> TrainConfig:
 
 
 def changed(train: TrainConfig, variant: Variant) -> TrainConfig:
-    """The settings with those of a variant."""
+    """The settings with those of a variant. UserError: it changes the scenes or labels that all runs share."""
     settings = asdict(train)
     for name, value in variant.settings.items():
         *sections, last = name.split(".")
@@ -109,9 +109,19 @@ def changed(train: TrainConfig, variant: Variant) -> TrainConfig:
             raise UserError(f"variants.{variant.name} sets {name}, expected a setting of a training such as loss.seg_c")
         section[last] = value
     try:
-        return parse_config(settings)
+        found = parse_config(settings)
     except UserError as error:
         raise UserError(f"variants.{variant.name}: {error}") from None
+    if _common(found) != _common(train):
+        names = ", ".join(variant.settings)
+        raise UserError(f"variants.{variant.name} sets {names}, expected the scenes and labels of all other runs")
+    return found
+
+
+def _common(train: TrainConfig) -> tuple:
+    """What runs must share to be compared in pairs."""
+    data = train.data
+    return data.store, data.train_groups, data.test_groups, data.labelling, train.seed, train.backbone, train.method
 
 
 def compare(config: CompareConfig, out: str | Path) -> dict:

@@ -190,7 +190,10 @@ def _draw_source(panel, view: AffinityView) -> None:
     look_of = {"s": size**2, "linewidths": 0.3, "edgecolors": "white", "clip_on": False}
     panel.scatter(*place[order].T, c=colours(strength[order]), **look_of)
     share = view.affinity[view.source_labels == view.label].sum()
-    panel.set_xlabel(f"{100 * share:.0f} % of its affinity on {view.classes[view.label]}", fontsize=6)
+    words = f"{100 * share:.0f} % of its affinity on {view.classes[view.label]}"
+    if view.module == "isfr":  # which would be of its class whatever the module has learned
+        words += f" ({100 * view.affinity[(view.source == view.point).all(1)].sum():.0f} % on itself)"
+    panel.set_xlabel(words, fontsize=6)
 
 
 def _draw_target(panel, view: AffinityView) -> None:

@@ -96,6 +96,8 @@ def comparison_table(runs: list[dict], paper: Sequence[dict] = ()) -> str:
         f"Seeds: {', '.join(map(str, seeds))}. `±` is the standard deviation over seeds; the difference to the",
         "baseline is taken seed by seed, on the same weak labels. mIoU is over all original points of the test scenes.",
     ]
+    if paper:
+        lines.append("The paper's figures are of its own data set and training.")
     if engines:
         lines += [
             "",

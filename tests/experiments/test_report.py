@@ -3,15 +3,17 @@
 import base64
 import json
 import re
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dsp_sparse.config import CompareConfig, DataConfig, PaperScore, TrainConfig
+from dsp_sparse.config import CompareConfig, DataConfig, PaperScore, TrainConfig, Variant
 from dsp_sparse.errors import UserError
+from dsp_sparse.experiments.compare import Cell
 from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.report import write_report
 from dsp_sparse.experiments.report.confusion import heat_map
@@ -20,7 +22,7 @@ from dsp_sparse.experiments.report.html import text
 from dsp_sparse.experiments.report.order import Pair, pairs_of
 from dsp_sparse.experiments.report.scores import Printed
 from dsp_sparse.experiments.report.svg import limits, log_ticks, ticks
-from dsp_sparse.experiments.report.viewer import packed, viewer_section
+from dsp_sparse.experiments.report.viewer import LIMIT, packed, viewer_section
 from dsp_sparse.experiments.views import AffinityView, SceneView
 from dsp_sparse.metrics import ConfusionMatrix
 
@@ -102,7 +104,7 @@ def comparison(tmp_path):
 
 
 def report(config, runs, folder) -> tuple[Page, str]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(
         json.dumps({"version": "0.0.7", "config": asdict(config), "runs": runs}, default=list)
     )
@@ -172,6 +174,27 @@ def test_what_failed_and_what_is_open_is_told(comparison):
     assert "4 of 6 runs finished, 1 failed, 1 open" in page.text
 
 
+def test_a_variant_is_no_run_of_its_method(comparison):
+    """Where the variant has ended and the method has not, the method's place stays empty."""
+    config, runs, folder = comparison
+    config = replace(config, variants=[Variant(name="longer", method="csfr-isfr")])
+    variants = [{**run, "variant": "longer"} for run in runs[3:]]
+    page, _ = report(config, [*runs[:3], *variants], folder)
+    _, _, _, method, variant = page.tables["Mean ± standard deviation over seeds 0, 1, 2"]
+    assert method[:2] == ["csfr-isfr", "-"] and variant[:2] == ["longer", "48.0 ± 3.6"]
+
+
+def test_a_run_that_was_trained_anew_lends_nothing_to_old_results(comparison, unfinished):
+    """Its curves and pictures would be of other weights than the scores."""
+    config, runs, folder = comparison
+    run = folder / "runs" / Cell(backbone="kpfcnn", method="baseline", label_rate=0.1, seed=0).name
+    shutil.copytree(unfinished, run, ignore=shutil.ignore_patterns("model.pt"))
+    for miou, there in ((0.1, False), (runs[0]["results"]["miou"], True)):
+        (run / "results.json").write_text(json.dumps(scores_of(miou)))
+        page, _ = report(config, runs, folder)
+        assert ("time" in page.ids) == there
+
+
 def test_a_comparison_of_one_seed_has_no_spread(comparison):
     config, runs, folder = comparison
     config = CompareConfig(**{**vars(config), "seeds": [0]})
@@ -183,7 +206,7 @@ def test_a_comparison_of_one_seed_has_no_spread(comparison):
 
 def test_folders_that_are_gone_are_told(comparison):
     page, _ = report(*comparison)
-    assert "The folders of the runs are gone." in page.text
+    assert "The folders of the runs are gone" in page.text
     assert "No run folder with metrics is there." in page.text
     assert not {"scene", "affinity", "shares", "time"} & set(page.ids)
 
@@ -273,7 +296,7 @@ def test_an_unfinished_run_has_curves(unfinished):
 
 def test_metrics_that_cannot_be_read_are_an_error(unfinished):
     (unfinished / "metrics.jsonl").write_text("{}\nnot json\n{}\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 cannot be read"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 1 is not the line of an epoch"):
         write_report(unfinished)
 
 
@@ -356,7 +379,7 @@ def test_chosen_points_share_their_clouds_and_ceilings_come_last():
     """The first chosen point must not be one that is hidden from above."""
     points, colours = np.eye(3, dtype=np.float32), np.zeros((3, 3), np.uint8)
     labels, ceiling = np.array([0, 1, 1], np.int16), np.array([True, False, False])
-    classes = ["ceiling", "wall</script>"]
+    classes = ["ceiling", "wall</script><!--<script>"]
     scene = SceneView(
         name="room",
         points=points,
@@ -376,13 +399,39 @@ def test_chosen_points_share_their_clouds_and_ceilings_come_last():
     common = {"classes": classes, "target_scene": "room", "source_scene": "room", "point": points[0], **own}
     views = [AffinityView(module=module, label=label, **common) for module in ("csfr", "isfr") for label in (0, 1)]
     markup = viewer_section(scene, [("", view) for view in views], 0.1)
-    assert markup.count("</script>") == 2, "a class name cannot end the data"
+    assert markup.count("</script>") == 2 and "<!--" not in markup, (
+        "a class name can neither end the data nor keep it open"
+    )
     data = json.loads(re.search(r'id="scene-data">(.*?)</script>', markup, re.S)[1])
     names = [one["name"] for one in data["affinity"]]
-    assert names == ["CSFR, wall</script>", "ISFR, wall</script>", "CSFR, ceiling", "ISFR, ceiling"]
+    assert names == [f"{module}, {name}" for name in classes[::-1] for module in ("CSFR", "ISFR")]
     assert [one["ceiling"] for one in data["affinity"]] == [False, False, True, True]
     assert len(data["clouds"]) == 3, "source, context and target, once for all"
     assert list(base64.b64decode(data["runs"][0]["confidence"])) == [0, 128, 255]
+
+
+def test_weights_go_with_the_points_that_are_left_of_many():
+    """Of a large cloud a part is shown; every point of it keeps its own affinity."""
+    count = LIMIT + 100
+    points = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+    weights, none = np.arange(count, dtype=np.float32), np.zeros(count, bool)
+    colours, labels = np.zeros((count, 3), np.uint8), np.zeros(count, np.int16)
+    common = {"label": 0, "classes": ["floor"], "point": points[0], "target_scene": "room", "source_scene": "room"}
+    own = {
+        f"{what}_{name}": a
+        for what in ("target", "source", "context")
+        for name, a in (("labels", labels), ("ceiling", none), ("colours", colours))
+    }
+    del own["context_labels"]
+    view = AffinityView(module="csfr", **common, **own, target=points, source=points, context=points, affinity=weights)
+    scene = SceneView("room", points, colours, labels, none, {}, {}, ["floor"], np.zeros((1, 3), np.uint8))
+    data = json.loads(re.search(r'id="scene-data">(.*?)</script>', viewer_section(scene, [("", view)], 0.1), re.S)[1])
+    (one,) = data["affinity"]
+    shown = np.frombuffer(base64.b64decode(one["weight"]), "<f4")
+    cloud = data["clouds"][one["source"]]
+    steps = np.frombuffer(base64.b64decode(cloud["position"]), "<u2").reshape(-1, 3)
+    places = cloud["low"][0] + steps[:, 0] / 65535 * cloud["size"][0]
+    assert len(shown) == LIMIT and np.abs(places / 3 - shown).max() < 0.1
 
 
 def test_points_are_packed_to_less_than_a_millimetre():

@@ -45,6 +45,11 @@ def test_a_variant_differs_in_its_settings_alone(config):
         ({"loss.lambda_cr.x": 1}, "variants.odd sets loss.lambda_cr.x, expected"),
         ({"loss.lambda_cr": "much"}, "variants.odd: .*lambda_cr"),
         ({"loss.lambda_cr": -1}, "variants.odd: loss.lambda_cr must be at least 0, got -1"),
+        (
+            {"data.label_by": "cloud"},
+            "variants.odd sets data.label_by, expected the scenes and labels of all other runs",
+        ),
+        ({"data.test_groups": ["train"]}, "variants.odd sets data.test_groups, expected the scenes and labels"),
     ],
 )
 def test_a_variant_that_cannot_be_trained_stops_it_at_once(changes, cause, config, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data import Scene, SceneStore
+from ...data.loader import train_groups
 from ...errors import UserError
 from ...training.run import load_config
 from ..affinity import affinity_shares
@@ -30,7 +31,8 @@ class Evidence:
         full: folder of a run with full supervision, in place of those of the subject.
 
     Raises:
-        UserError: `full` is not a finished run with all labels.
+        UserError: `full` is not a finished run with all labels, or of the same kind as the run that it should stand
+            beside.
     """
 
     def __init__(self, subject: Subject, full: str | Path | None = None):
@@ -51,6 +53,10 @@ class Evidence:
             for weak in self.shown:
                 if len(self.shown) == 1 or weak["backbone"] == run["backbone"]:
                     self._beside[weak["backbone"]] = run
+                    if self._name(run) == self._name(weak):
+                        raise UserError(
+                            f"{full}: a {name_of(run)} like {weak['folder']}, expected one to stand beside it"
+                        )
         self._views: list[SceneView] = []
         self._chosen: list[tuple[dict, AffinityView]] = []
         self._spacing = 0.0
@@ -126,7 +132,8 @@ class Evidence:
             "The share of a point's affinity that lands on points of its own class, in balls of the test scenes: "
             "before training, after it, and by chance, if all points got the same. CSFR looks into a ball of a "
             "training scene, ISFR into its own ball, where what a point keeps for itself is left out. Points whose "
-            "class is nowhere in the other ball do not count."
+            "class is nowhere in the other ball do not count. Of two stages, the first one's module is measured with "
+            "the features that the second left."
         )
         return section("shares", "Where affinity lands", paragraph(note), *parts)
 
@@ -134,6 +141,11 @@ class Evidence:
         """Predict the test scenes to show. UserError: the store is gone or does not fit."""
         config = self.shown[0]["config"]
         store = SceneStore.open(config.data.store)
+        for run in self._beside.values():
+            if run["config"].data.store == config.data.store and (
+                seen := set(train_groups(store, run["config"].data)) & set(config.data.test_groups)
+            ):
+                raise UserError(f"{run['folder']}: trained on {', '.join(sorted(seen))}, which the pictures would show")
         scenes = rich_scenes(store.group(config.data.test_groups))[:SCENES]
         runs = {self._name(run): run["folder"] for run in (*self.shown, *self._beside.values())}
         self._views = [scene_view(runs, store, scene, POINTS) for scene in scenes]
@@ -147,7 +159,9 @@ class Evidence:
         return name_of(run) if len(rates) > 1 else f"{run['backbone']} {method_of(run)}"
 
     def _nothing(self) -> str:
-        return "The folders of the runs are gone." if self._gone else "No run has finished yet."
+        return (
+            "The folders of the runs are gone, or have been trained anew." if self._gone else "No run has finished yet."
+        )
 
 
 def _representative(runs: Sequence[dict]) -> dict:
@@ -172,6 +186,7 @@ def _full_run(folder: Path) -> dict:
         "label_rate": data.label_rate,
         "seed": config.seed,
         "folder": folder,
+        "config": config,
     }
 
 

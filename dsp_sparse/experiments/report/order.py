@@ -75,7 +75,8 @@ def order_section(subject: Subject) -> str:
         return ""
     note = (
         "Differences are paired: the same seed, the same weak labels. “Within the spread” means that the paired 95 % "
-        "interval (Student's t) holds 0: more seeds could turn the order."
+        "interval (Student's t) holds 0: more seeds could turn the order. Of twenty pairs without any difference one "
+        "would be beyond the spread by chance."
     )
     return section(
         "order", "The paper's order", bullets(lines), paragraph(note), folded("All pairs of methods", *tables)

@@ -31,7 +31,7 @@ def score_section(subject: Subject) -> str:
             row.append("" if method == "baseline" else text(spread(differences(group, baseline), signed=True)))
         if subject.paper:
             own, base = printed.score(rate, backbone, method), printed.score(rate, backbone, "baseline")
-            row.append(_figure(own))
+            row.append(_figure(own, backbone))
             if paired:
                 known = None not in (own, base) and method != "baseline"
                 row.append(f"{own['miou'] - base['miou']:+.1f}" if known else "")
@@ -39,7 +39,7 @@ def score_section(subject: Subject) -> str:
             scored = [run[branch]["results"]["miou"] for run in group if "results" in run.get(branch, {})]
             row.append(text(spread(scored)) if scored else "")
             if subject.paper:
-                row.append(_figure(printed.score(rate, backbone, method, branch)))
+                row.append(_figure(printed.score(rate, backbone, method, branch), backbone))
         row += [text(spread(r[key] for r in done)) for key in ("overall_accuracy", "mean_accuracy")]
         steps, seconds = ([r[key] for r in done if key in r] for key in ("steps", "train_seconds"))
         row += [text(progress(group)), f"{steps[0]:,}" if steps else "", duration(mean(seconds)) if seconds else ""]
@@ -101,8 +101,12 @@ class Printed:
         return f"The paper's figures are of its own data set, with {' and '.join(self._backbones)}."
 
 
-def _figure(score: dict | None) -> str:
-    return f"{score['miou']:.1f}" if score else ""
+def _figure(score: dict | None, backbone: str) -> str:
+    """A score of the paper beside one of a backbone, which it names if it is another's."""
+    if not score:
+        return ""
+    other = f" <small>{text(score['backbone'])}</small>" if score["backbone"] != backbone else ""
+    return f"{score['miou']:.1f}{other}"
 
 
 def class_section(subject: Subject) -> str:
@@ -138,11 +142,14 @@ def class_section(subject: Subject) -> str:
         rows.setdefault(title, []).append([text(method), f"<b>{_stacked(average)}</b>", *cells])
         if beside:
             theirs = [f"{beside[name]:.1f}" if name in beside else "" for name in classes]
-            rows[title].append([f"<i>paper, {text(method)}</i>", f"{paper['miou']:.1f}", *theirs])
+            rows[title].append([f"<i>paper, {text(method)}</i>", _figure(paper, backbone), *theirs])
     charts = "".join(bar_chart(title, classes, bars) for title, bars in panels.items())
     marks = any(mark is not None for bars in panels.values() for bar in bars for mark in bar.marks)
     several = any(len(group) > 1 for group in groups.values())
-    notes = ["Whiskers: standard deviation over seeds."] * several + ["Diamonds: the paper's IoU."] * marks
+    notes = ["Whiskers: standard deviation over seeds."] * several + [
+        "Diamonds: the paper's IoU.",
+        printed.note,
+    ] * marks
     return section(
         "classes",
         "IoU of the classes",

@@ -28,7 +28,8 @@ def heading(subject: Subject) -> str:
     if len(runs) > 1:
         done, *rest = progress(runs).split(", ")
         facts.append(", ".join([f"{done} of {len(runs)} runs finished", *rest]))
-    facts.append(f"dsp-sparse {subject.version}")
+    if subject.version:
+        facts.append(f"dsp-sparse {subject.version}")
     title = f"<h1>{text(subject.title)}</h1>"
     return title + (paragraph(words) if len(runs) > 1 else "") + paragraph(" · ".join(facts))
 

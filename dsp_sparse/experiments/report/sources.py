@@ -7,14 +7,17 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ... import __version__
 from ...config import CompareConfig, TrainConfig
 from ...errors import UserError
-from ...training.run import load_config
+from ...training.environment import read_environment
+from ...training.run import load_config, read_metrics
 from ...training.scores import read_scores
-from ..compare import cells, run_folder
+from ..compare import Cell, cells, run_folder
 from ..evaluation import MODULE_OF_BRANCH, evaluation_file
 from ..table import labels_of, method_of
+
+# What is beside the results of a run whose folder is gone.
+NOTHING = {"folder": None, "config": None, "metrics": []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +27,18 @@ class Subject:
     Args:
         folder: the folder.
         title: heading.
-        version: version of the package that wrote the results.
+        version: version of the package that wrote the results; None where a run does not tell.
         written: when they were written last, UTC.
         runs: the runs, as a comparison's `results.json` has them; one without `results` and `error` is unfinished.
             Each has its `folder` beside, its settings as `config` (`TrainConfig`) and the lines of its `metrics`; None,
-            None and none where the folder is not there.
+            None and none where the folder is not there, or has results of another training by now.
         comparison: settings of the comparison; None for a single run.
         paper: scores of the paper to stand beside one's own, `PaperScore` as dicts.
     """
 
     folder: Path
     title: str
-    version: str
+    version: str | None
     written: datetime | None
     runs: list[dict]
     comparison: CompareConfig | None
@@ -93,10 +96,11 @@ def _single(folder: Path) -> Subject:
         for branch in MODULE_OF_BRANCH:
             if (file := evaluation_file(folder, branch)).exists():
                 run[branch] = {"results": _scores(file)}
+    starts = read_environment(folder / "environment.json")
     return Subject(
         folder=folder,
         title=f"{name_of(run)} labelled, seed {config.seed}",
-        version=__version__,
+        version=starts[-1].get("version") if starts else None,
         written=_written(results),
         runs=[run | _remains(folder, config)],
         comparison=None,
@@ -121,8 +125,10 @@ def _comparison(folder: Path) -> Subject:
     config = _parse(settings, file)
     runs = []
     for cell in cells(config):
-        known = next((run for run in ended if cell.labels.items() <= run.items()), cell.labels)
-        runs.append(known | _remains(run_folder(config, folder, cell)))
+        known = next((run for run in ended if _is_of(run, cell)), cell.labels)
+        place = run_folder(config, folder, cell)
+        same = "results" not in known or known["results"] == _results_in(place)
+        runs.append(known | (_remains(place) if same else NOTHING))
     return Subject(
         folder=folder,
         title=config.title or f"Comparison {folder}",
@@ -145,18 +151,22 @@ def _parse(settings: dict, file: Path) -> CompareConfig:
         raise UserError(f"{file}: not the settings of a comparison ({reason})") from None
 
 
+def _is_of(run: dict, cell: Cell) -> bool:
+    """Whether a run in the results is that cell's: a variant is not a run of the method that it varies."""
+    return {name: run.get(name) for name in asdict(cell)} == asdict(cell)
+
+
+def _results_in(folder: Path) -> dict | None:
+    file = folder / "results.json"
+    return read_scores(file) if file.is_file() else None
+
+
 def _remains(folder: Path, config: TrainConfig | None = None) -> dict:
     """What a run folder has beside the results."""
     if not (folder / "config.yaml").is_file():
-        return {"folder": None, "config": None, "metrics": []}
-    lines = []
-    if (file := folder / "metrics.jsonl").is_file():
-        for text in file.read_text().split("\n")[:-1]:  # the last line of a run at work may be half written
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                raise UserError(f"{file}: line {len(lines) + 1} cannot be read as JSON") from None
-    return {"folder": folder, "config": config or load_config(folder), "metrics": lines}
+        return NOTHING
+    metrics = read_metrics(folder / "metrics.jsonl")
+    return {"folder": folder, "config": config or load_config(folder), "metrics": metrics}
 
 
 def _written(file: Path) -> datetime | None:

@@ -395,7 +395,9 @@
     (event.shiftKey || event.buttons & 6 ? move : turn)(now.x - before.x, now.y - before.y);
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, event => fingers.delete(event.pointerId));
-  canvas.addEventListener("pointerleave", () => { told.textContent = ""; });
+  canvas.addEventListener("pointerleave", event => {
+    if (event.pointerType === "mouse") told.textContent = ""; // a finger leaves when it is lifted
+  });
   canvas.addEventListener("contextmenu", event => event.preventDefault());
   canvas.addEventListener("wheel", event => {
     if (document.activeElement !== canvas) return; // until it is clicked the wheel scrolls the page

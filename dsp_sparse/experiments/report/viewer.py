@@ -31,7 +31,7 @@ def viewer_section(view: SceneView, affinity: list[tuple[str, AffinityView]], sp
             "source": clouds.add(one.source, one.source_colours, one.source_labels, one.source_ceiling),
             "context": clouds.add(one.context, one.context_colours, None, one.context_ceiling),
             "target": clouds.add(one.target, one.target_colours, one.target_labels, one.target_ceiling),
-            "weight": _encoded(one.affinity.astype("<f4")),
+            "weight": _encoded(one.affinity[shown_rows(len(one.source), LIMIT)].astype("<f4")),
             "point": [round(float(x), 4) for x in one.point],
         }
         for run, one in sorted(affinity, key=lambda pair: of_ceiling(pair[1]))
@@ -51,7 +51,7 @@ def viewer_section(view: SceneView, affinity: list[tuple[str, AffinityView]], sp
         "clouds": clouds.packed,
         "affinity": chosen,
     }
-    content = json.dumps(data).replace("</", "<\\/")  # no text of the data can end the element
+    content = json.dumps(data).replace("<", "\\u003c")  # no text of the data can end the element, nor keep it open
     script = resources.files(__package__).joinpath("viewer.js").read_text()
     return section(
         "scene",
