@@ -183,11 +183,6 @@ def train_stages(net: TapBackbone, config: TrainConfig, sources: Sources, run: R
     with together():
         state = run.start() or TrainingState(net=net.state_dict(), world=world())
         load_weights(net, state.net, run.checkpoint)
-        if state.world != world():
-            raise UserError(
-                f"{run.checkpoint}: {state.world} processes trained it, got {world()}; go on with torchrun "
-                f"--nproc-per-node {state.world}, or choose another folder"
-            )
     if config.compute.sync_batchnorm:
         synchronise(net)
     if config.compute.compile:

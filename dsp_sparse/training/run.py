@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ..config import TrainConfig
-from ..distributed import rank
+from ..distributed import rank, world
 from ..errors import UserError
 from ..files import append_line, atomic_path, remove_leftovers, write_json
 from .checkpoint import TrainingState, load_state, save_state
@@ -81,9 +81,14 @@ class Run:
         was just writing.
 
         Raises:
-            UserError: a file of the run is not what the run wrote.
+            UserError: a file of the run is not what the run wrote, or another number of processes wrote it.
         """
         state = load_state(self.checkpoint) if self.checkpoint.exists() else None
+        if state is not None and state.world != world():
+            raise UserError(
+                f"{self.checkpoint}: {state.world} processes trained it, got {world()}; go on with torchrun "
+                f"--nproc-per-node {state.world}, or choose another folder"
+            )
         if rank() > 0:
             return state
         place = (state.stage, state.epoch) if state else (0, 0)
