@@ -14,6 +14,9 @@ from .counts import Counts
 from .step import Clock, Stepper
 from .stop import StopRequest
 
+# Where the scaler halves its scale so far, it has skipped every step for long and would go on to do so.
+LEAST_SCALE = 1e-6
+
 
 @dataclass(kw_only=True)
 class Progress:
@@ -93,7 +96,8 @@ def train_epoch(
         Whether a rank was asked to stop; the same on every rank.
 
     Raises:
-        FloatingPointError: the loss, or after the last step a weight, is not finite.
+        FloatingPointError: the loss, or after the last step a weight, is not finite; or no gradient in float16 was for
+            long.
     """
     clock = Clock(stepper.device)
     clock.seconds.update(progress.seconds)
@@ -110,6 +114,8 @@ def train_epoch(
             break
     if not all(p.isfinite().all() for p in stepper.objective.parameters()):
         raise FloatingPointError("the weights are not finite after the last step")
+    if stepper.scaler.get_scale() < LEAST_SCALE:
+        raise FloatingPointError("the gradients in float16 are not finite at any scale: no step is taken")
     progress.seconds = {**clock.seconds, "total": time.perf_counter() - start}
     return stopped
 

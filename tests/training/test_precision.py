@@ -110,6 +110,21 @@ def test_gradients_are_clipped_as_they_are_not_as_they_are_scaled(store, setting
     assert moved == pytest.approx(0.01 * 1e-3, rel=0.01)
 
 
+def test_gradients_that_no_scale_saves_stop(settings, tmp_path, monkeypatch):
+    """Else every step would be skipped, without a word, to the end of the run."""
+    original = loop.train_epoch
+
+    def poisoned(stepper, *rest):
+        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1e-5, backoff_factor=1e-2)
+        next(stepper.objective.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        return original(stepper, *rest)
+
+    monkeypatch.setattr(loop, "train_epoch", poisoned)
+    config = replace(settings, method="baseline", compute=ComputeConfig(precision="float16"))
+    with pytest.raises(FloatingPointError, match="baseline, epoch 1: the gradients in float16 are not finite"):
+        train(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("precision", ["float32", *HALF])
 def test_a_loss_that_is_not_finite_still_stops(precision, settings, tmp_path, monkeypatch):
     original = loop.train_epoch
