@@ -49,8 +49,12 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path) -> TrainingState:
-    """Read what `save_state` wrote. UserError: not such a file."""
-    return TrainingState(**_load(path, "training"))
+    """Read what `save_state` wrote. UserError: not such a file, or that of a version with other fields."""
+    content = _load(path, "training")
+    try:
+        return TrainingState(**content)
+    except TypeError as error:
+        raise UserError(f"{path}: not the fields of a training ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,19 @@ def test_a_model_of_other_fields_is_refused(tmp_path):
             load_model(path)
 
 
+def test_a_training_of_other_fields_is_refused(tmp_path):
+    """As of a later version; an earlier one's lacks only what has a default."""
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, TrainingState(net={}, epoch=2))
+    whole = torch.load(path)
+    torch.save({**whole, "content": {"net": {}, "epoch": 3}}, path)
+    assert load_state(path) == TrainingState(net={}, epoch=3)
+    for content, field in (({"epoch": 3}, "net"), ({"net": {}, "colour": "red"}, "colour")):
+        torch.save({**whole, "content": content}, path)
+        with pytest.raises(UserError, match=rf"checkpoint\.pt: not the fields of a training \(.*'{field}'"):
+            load_state(path)
+
+
 def test_no_code_runs_from_a_file(tmp_path):
     """Files are loaded as weights only: a pickled object of any class is refused, not built."""
     torch.save({"format": "dsp-sparse model 1", "content": CSFR(2)}, tmp_path / "model.pt")
