@@ -8,6 +8,7 @@ What lies on the CPU travels through gloo, what lies on GPUs, the gradients of t
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -66,10 +67,13 @@ def leave(code: int) -> NoReturn:
     """End this process.
 
     One of several ends at once. Were it to take the interpreter and the group down step by step, threads of gloo that
-    still run could abort it after all its work.
+    still run could abort it after all its work. When one fails, torchrun ends the others, which may still have to tell
+    why: rank 0 tells for all, so it gets the time to.
     """
     if not dist.is_initialized():
         sys.exit(code)
+    if code and rank() > 0:
+        time.sleep(1)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
