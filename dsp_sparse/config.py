@@ -79,7 +79,7 @@ class DataConfig:
         label_seed: seed of the draw of weak labels; runs with the same label settings see the same labels.
         radius: radius of the balls that are the network's samples, in metres.
         max_points: most points a sample; the points nearest to the centre are kept. None: no limit.
-        batch_size: samples a step; even, because the csfr and joint stages take them as pairs.
+        batch_size: samples a batch and process; even, because the csfr and joint stages take them as pairs.
         workers: processes that cut balls beside the training process.
     """
 
@@ -263,7 +263,7 @@ class ComputeConfig:
     Args:
         precision: of forward and backward passes; weights, batch statistics, losses and the optimiser stay float32.
             float16 scales the loss, so that small gradients do not vanish.
-        compile: compile the dense layers with torch.compile.
+        compile: encode and decode through torch.compile.
         sync_batchnorm: under torchrun, batch statistics of all processes together instead of each one's own.
     """
 

@@ -40,7 +40,7 @@ class Objective(nn.Module):
         net: the backbone, carried over from stage to stage.
         stage: a key of `STAGES`; its reallocation modules start fresh.
         config: weights and switches of the losses.
-        compiled: encode and decode in one graph each of `torch.compile`, for all sizes of batches.
+        compiled: encode and decode through `torch.compile`, with graphs for all sizes of batches.
 
     Attributes:
         branches: the stage's reallocation modules by name, `csfr` and/or `isfr`.
