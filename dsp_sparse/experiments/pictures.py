@@ -189,11 +189,16 @@ def _draw_source(panel, view: AffinityView) -> None:
     size = min(5.5, 0.4 * spacing_of(view.source[shown]) * camera.scale * POINTS_PER_PIXEL)
     look_of = {"s": size**2, "linewidths": 0.3, "edgecolors": "white", "clip_on": False}
     panel.scatter(*place[order].T, c=colours(strength[order]), **look_of)
+    panel.set_xlabel(share_of(view), fontsize=6)
+
+
+def share_of(view: AffinityView) -> str:
+    """How much of its affinity a chosen point has on its class and, for ISFR, of that on itself, in words."""
     share = view.affinity[view.source_labels == view.label].sum()
     words = f"{100 * share:.0f} % of its affinity on {view.classes[view.label]}"
-    if view.module == "isfr":  # which would be of its class whatever the module has learned
+    if view.module == "isfr":  # the point itself is of its class whatever the module has learned
         words += f" ({100 * view.affinity[(view.source == view.point).all(1)].sum():.0f} % on itself)"
-    panel.set_xlabel(words, fontsize=6)
+    return words
 
 
 def _draw_target(panel, view: AffinityView) -> None:

@@ -216,6 +216,16 @@ def test_affinity_is_drawn_from_green_to_red(views):
     assert share(chosen, (255, 0, 0), 20) > 0.0005
 
 
+def test_what_a_point_keeps_for_itself_is_told(views):
+    """It is of the point's class, but of no merit."""
+    csfr, _, isfr, _ = views
+    assert pictures.share_of(csfr) == f"100 % of its affinity on {CLASSES[1]}"
+    weights = np.array([0.5, 0.25, 0.25], np.float32)
+    few = {"source": isfr.target[:3], "source_labels": np.array([1, 1, 2]), "affinity": weights}
+    own = replace(isfr, point=isfr.target[1], **few)
+    assert pictures.share_of(own) == f"75 % of its affinity on {CLASSES[1]} (25 % on itself)"
+
+
 def test_a_class_without_source_leaves_its_place_empty(views):
     """A class that training scenes lack is shown with its own ball alone; a lone ceiling is shown after all."""
     assert pixels(affinity_picture(views[1:])).shape == pixels(affinity_picture(views)).shape

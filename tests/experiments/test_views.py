@@ -110,6 +110,9 @@ def test_affinity_is_shown_as_the_modules_give_it(run, rooms_store):
             tap, _ = opened.model.net.encode(batch.input)
             partner = [] if view.module == "isfr" else [torch.tensor([1, 0])]
             rows = opened.modules[view.module].affinity_rows(tap, torch.arange(tap.lengths[0]), *partner)
+        assert (view.source == view.point).all(1).sum() == (view.module == "isfr"), (
+            "the point is one of its own sources"
+        )
         gaps = [np.abs(row.numpy() - view.affinity).max() for row in rows]
         assert min(gaps) < 1e-5
         chosen = int(np.argmin(gaps))
