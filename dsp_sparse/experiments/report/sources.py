@@ -127,7 +127,7 @@ def _comparison(folder: Path) -> Subject:
     for cell in cells(config):
         known = next((run for run in ended if _is_of(run, cell)), cell.labels)
         place = run_folder(config, folder, cell)
-        same = "results" not in known or known["results"] == _results_in(place)
+        same = "results" not in known or known["results"].get("confusion") == _confusion_in(place)
         runs.append(known | (_remains(place) if same else NOTHING))
     return Subject(
         folder=folder,
@@ -156,9 +156,10 @@ def _is_of(run: dict, cell: Cell) -> bool:
     return {name: run.get(name) for name in asdict(cell)} == asdict(cell)
 
 
-def _results_in(folder: Path) -> dict | None:
+def _confusion_in(folder: Path) -> list | None:
+    """What a run's points are taken for: the same as long as it is the same training, however often it is scored."""
     file = folder / "results.json"
-    return read_scores(file) if file.is_file() else None
+    return read_scores(file).get("confusion") if file.is_file() else None
 
 
 def _remains(folder: Path, config: TrainConfig | None = None) -> dict:
