@@ -56,6 +56,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
             run = Run(folder, config)
             if run.results is not None:
                 return run.results
+            require_whole_graphs(config)
             sources = open_sources(config)
             net = first_network(config, sources.store, run).to(training_device(config.device))
             if rank() == 0:
@@ -87,6 +88,12 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         }
         run.finish(results)
     return results
+
+
+def require_whole_graphs(config: TrainConfig) -> None:
+    """UserError: what is to be compiled would fall apart at every normalisation, into more graphs than torch keeps."""
+    if config.compute.compile and config.compute.sync_batchnorm and world() > 1:
+        raise UserError(f"compute.compile must be false for {world()} processes with compute.sync_batchnorm, got true")
 
 
 def training_device(name: str) -> torch.device:
