@@ -1,4 +1,4 @@
-"""Compiled layers: the same losses, and no new graph for every number of points."""
+"""Compiled layers: the same losses and running statistics, and no new graph for every number of points."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def losses_of(compiled: bool, backbone: str, batches) -> tuple[list[dict], list[int]]:
-    """Those of a few steps, and how many graphs there were after each."""
+    """Those of a few steps, with the sums of the running statistics; and how many graphs there were after each."""
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -24,6 +24,8 @@ def losses_of(compiled: bool, backbone: str, batches) -> tuple[list[dict], list[
     stepper, losses, graphs = Stepper(objective, optimizer, 100.0, ComputeConfig()), [], []
     for batch in batches:
         losses.append(stepper([batch], Clock(stepper.device), lambda: False)[0])
+        for name in ("running_var", "num_batches_tracked"):  # which the second decoding must not move
+            losses[-1][name] = sum(b.sum().item() for n, b in objective.named_buffers() if n.endswith(name))
         graphs.append(counters["stats"]["unique_graphs"])
     return losses, graphs
 
