@@ -263,12 +263,10 @@ class ComputeConfig:
     Args:
         precision: of forward and backward passes; weights, batch statistics, losses and the optimiser stay float32.
             float16 scales the loss, so that small gradients do not vanish.
-        compile: encode and decode through torch.compile.
         sync_batchnorm: under torchrun, batch statistics of all processes together instead of each one's own.
     """
 
     precision: Precision = "float32"
-    compile: bool = False
     sync_batchnorm: bool = False
 
 
@@ -289,7 +287,7 @@ class TrainConfig:
         augment: augmentation.
         loss: weights and switches of the losses.
         optim: optimisation.
-        compute: precision, compilation, and what several processes share.
+        compute: precision, and what several processes share.
         eval: evaluation at the end of the run.
         tensorboard: write the metrics as TensorBoard events, too (extra `tensorboard`).
     """

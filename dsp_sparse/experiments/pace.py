@@ -16,7 +16,7 @@ from ..reallocation import CSFR, ISFR
 from ..training.loop import first_network, open_sources, train_stages
 from ..training.run import Run
 
-# The first steps allocate memory and compile.
+# The first steps allocate memory.
 WARM_UP = 3
 
 

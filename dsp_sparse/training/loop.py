@@ -56,7 +56,6 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
             run = Run(folder, config)
             if run.results is not None:
                 return run.results
-            require_whole_graphs(config)
             sources = open_sources(config)
             net = first_network(config, sources.store, run).to(training_device(config.device))
             if rank() == 0:
@@ -88,12 +87,6 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
         }
         run.finish(results)
     return results
-
-
-def require_whole_graphs(config: TrainConfig) -> None:
-    """UserError: what is to be compiled would fall apart at every normalisation, into more graphs than torch keeps."""
-    if config.compute.compile and config.compute.sync_batchnorm and world() > 1:
-        raise UserError(f"compute.compile must be false for {world()} processes with compute.sync_batchnorm, got true")
 
 
 def training_device(name: str) -> torch.device:
@@ -192,8 +185,6 @@ def train_stages(net: TapBackbone, config: TrainConfig, sources: Sources, run: R
         load_weights(net, state.net, run.checkpoint)
     if config.compute.sync_batchnorm:
         synchronise(net)
-    if config.compute.compile:
-        torch.compiler.reset()  # what other networks compiled counts towards a limit, beyond which nothing is
     with catch_stops() as stop, reaching_others():
         while state.stage < len(METHODS[config.method]):
             state = _train_stage(net, config, sources, run, state, stop)
@@ -210,7 +201,7 @@ def _train_stage(
         Interrupted: a rank was asked to stop; the state is saved.
     """
     optim, name = config.optim, METHODS[config.method][state.stage]
-    objective = Objective(net, name, config.loss, config.compute.compile).train()
+    objective = Objective(net, name, config.loss).train()
     groups, factors = parameter_groups(objective, optim.offset_lr_factor)
     optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     if state.optimizer is not None:

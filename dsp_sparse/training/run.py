@@ -78,7 +78,7 @@ class Run:
         """Write the settings and the environment, and return the checkpoint if there is one.
 
         Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated. So is what a killed process
-        was just writing.
+        was just writing and, without a checkpoint, whatever was measured on the weights of an earlier training.
 
         Raises:
             UserError: a file of the run is not what the run wrote, or another number of processes wrote it.
@@ -97,6 +97,9 @@ class Run:
         for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
             remove_leftovers(self.folder, path.name)
         remove_leftovers(self.folder, self._results.name)
+        if state is None:
+            for path in (self.model, self.modules, *self.folder.glob("evaluation-*.json")):
+                path.unlink(missing_ok=True)
         with atomic_path(self._settings_file) as temporary:
             temporary.write_text(yaml.safe_dump(self._settings, sort_keys=False))
         with atomic_path(self._metrics) as temporary:

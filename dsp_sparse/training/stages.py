@@ -11,7 +11,6 @@ from ..backbones.base import TapBackbone
 from ..config import LossConfig
 from ..data.batch import Batch
 from ..losses import consistency_loss, segmentation_loss
-from ..ragged import Ragged
 from ..reallocation import MODULES
 from .counts import Counts
 
@@ -40,19 +39,17 @@ class Objective(nn.Module):
         net: the backbone, carried over from stage to stage.
         stage: a key of `STAGES`; its reallocation modules start fresh.
         config: weights and switches of the losses.
-        compiled: encode and decode through `torch.compile`, with graphs for all sizes of batches.
 
     Attributes:
         branches: the stage's reallocation modules by name, `csfr` and/or `isfr`.
     """
 
-    def __init__(self, net: TapBackbone, stage: str, config: LossConfig, compiled: bool = False):
+    def __init__(self, net: TapBackbone, stage: str, config: LossConfig):
         super().__init__()
         self.net = net
         self.config = config
         self.branches = nn.ModuleDict({name: MODULES[name](net.tap.channels) for name in STAGES[stage]})
         self.branches.to(next(net.parameters()))
-        self.compiled = tuple(torch.compile(f, dynamic=True) for f in (net.encode, net.decode)) if compiled else None
 
     def forward(self, batch: Batch, geometry: Any = None, counts: Counts | None = None) -> dict[str, Tensor]:
         """The losses of a batch, as scalars.
@@ -71,8 +68,8 @@ class Objective(nn.Module):
         labelled = samples = rows = None
         if counts is not None:
             labelled, samples, rows = int(counts.labelled.sum()), counts.samples, counts.rows.tolist()
-        tap, state = self._encode(batch.input, geometry)
-        logits = wide(self._decode(tap.feat, state))
+        tap, state = net.encode(batch.input, geometry)
+        logits = wide(net.decode(tap.feat, state))
 
         def segmentation(logits: Tensor) -> Tensor:
             return segmentation_loss(logits, batch.labels, labelled)
@@ -83,7 +80,7 @@ class Objective(nn.Module):
         def decoded(branch: str, *partner: Tensor) -> Tensor:
             with full_precision(tap.feat):
                 features = self.branches[branch](tap.with_feat(wide(tap.feat)), *partner).feat
-            return wide(self._decode(features, state))
+            return wide(net.decode(features, state))
 
         losses = {"seg": segmentation(logits)}
         total = losses["seg"]
@@ -108,13 +105,6 @@ class Objective(nn.Module):
                     losses["seg_s"] = segmentation(intra)
                     total = total + losses["seg_s"]
         return {**losses, "total": total}
-
-    def _encode(self, batch: Ragged, geometry: Any) -> tuple[Ragged, Any]:
-        geometry = self.net.geometry(batch) if geometry is None else geometry
-        return (self.compiled[0] if self.compiled else self.net.encode)(batch, geometry)
-
-    def _decode(self, features: Tensor, state: Any) -> Tensor:
-        return (self.compiled[1] if self.compiled else self.net.decode)(features, state)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -19,11 +19,10 @@ from tiny import DEFORMABLE, with_optim
 from torch import nn
 
 from dsp_sparse.backbones.norm import BatchNorm, synchronise
-from dsp_sparse.config import ComputeConfig
 from dsp_sparse.data import split, train_loader, weak_labels
 from dsp_sparse.errors import UserError
 from dsp_sparse.training.checkpoint import load_state
-from dsp_sparse.training.loop import derived_seed, require_whole_graphs, train
+from dsp_sparse.training.loop import derived_seed
 from dsp_sparse.training.run import Run
 from dsp_sparse.training.stages import METHODS, takes_pairs
 from dsp_sparse.training.stop import Interrupted
@@ -148,15 +147,6 @@ def test_a_stop_of_one_process_stops_both_where_they_go_on(number, settings, in_
     resumed, _ = in_two(trained, config, tmp_path / "stopped")
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
     assert losses_of(tmp_path / "straight") == losses_of(tmp_path / "stopped")
-
-
-def test_compiled_layers_are_not_synchronised(settings, in_two, tmp_path):
-    """Refused before anything is written; in one process the two go together."""
-    config = replace(settings, compute=ComputeConfig(compile=True, sync_batchnorm=True))
-    with pytest.raises(UserError, match=r"compute\.compile must be false for 2 processes with compute\.sync_batch"):
-        in_two(train, config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    require_whole_graphs(config)
 
 
 def test_another_number_of_processes_does_not_go_on(settings, in_two, tmp_path):

@@ -52,6 +52,18 @@ def test_without_a_checkpoint_all_epochs_are_repeated(begun, config):
     assert places(begun) == []
 
 
+def test_what_was_measured_on_earlier_weights_goes_with_them(begun, config):
+    """A training that begins anew has not been evaluated; one that goes on keeps what is there."""
+    names = ["model.pt", "modules.pt", "evaluation-cross.json", "evaluation-basic-native.json"]
+    for name in names:
+        (begun / name).write_text("old")
+    Run(begun, config).start()
+    assert all((begun / name).exists() for name in names)
+    (begun / "checkpoint.pt").unlink()
+    Run(begun, config).start()
+    assert not any((begun / name).exists() for name in names)
+
+
 @pytest.mark.parametrize("rest", ['{"stage": 1, "ep', "\0\0\0\0\n", "half a line\n"])
 def test_a_last_line_that_was_cut_short_is_forgotten(begun, config, rest):
     """Cut by a kill, or what a power cut leaves of it."""

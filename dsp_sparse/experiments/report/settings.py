@@ -55,7 +55,6 @@ def main_settings(train: TrainConfig) -> dict[str, str]:
     groups = ", ".join(data.train_groups) if data.train_groups is not None else "all others with labels"
     points = f", at most {data.max_points:,} points" if data.max_points else ""
     several = f", {optim.accumulate} batches a step" if optim.accumulate > 1 else ""
-    compute = [train.compute.precision, *(["compiled"] if train.compute.compile else [])]
     return {
         "store": data.store,
         "trained on": groups,
@@ -65,7 +64,7 @@ def main_settings(train: TrainConfig) -> dict[str, str]:
         "optimiser": f"SGD, learning rate {optim.lr:g} down to {optim.lr * optim.lr_decay:.2g}, momentum "
         f"{optim.momentum:g}, weight decay {optim.weight_decay:g}",
         "losses": f"λ CR {loss.lambda_cr:g}, λ SR {loss.lambda_sr:g}, consistency by {loss.consistency_reduction}",
-        "computed in": ", ".join(compute),
+        "computed in": train.compute.precision,
         "evaluated with": f"votes: {train.eval.votes}, rotations: {train.eval.rotations}",
     }
 
