@@ -144,14 +144,16 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
     with locked(out):
         for number, cell in enumerate(plan, 1):
             print(f"[{number}/{len(plan)}] {cell.name}", flush=True)
+            before = outcomes.get(cell)
             outcomes[cell] = outcome = attempt(train, cell_config(config, cell), run_folder(config, out, cell))
             for name, (source, branch, engine) in further(config, cell).items():
                 if "results" in outcomes[source]:
                     outcome[name] = attempt(evaluation, config, run_folder(config, out, source), branch, engine)
-            # Written after every run: an interrupted comparison shows what it has, and what it had before.
-            runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
-            report = {"version": __version__, "config": asdict(config), "runs": runs}
-            write_results(report, out)
+            # Written after every new run: an interrupted comparison shows what it has, and what it had before.
+            if outcome != before or number == len(plan):
+                runs = [{**cell.labels, **outcomes[cell]} for cell in plan if cell in outcomes]
+                report = {"version": __version__, "config": asdict(config), "runs": runs}
+                write_results(report, out)
     return report
 
 
