@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed import world
-from .base import uncompiled
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -32,7 +31,6 @@ class BatchNorm(nn.BatchNorm1d):
         """The rows by the running statistics."""
         return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
-    @uncompiled
     def _forward_together(self, rows: Tensor) -> Tensor:
         count, mean, var = statistics_of_ranks(rows.detach())
         # Chosen without a branch: the host does not wait for the device, and all ranks build the same graph.

@@ -144,10 +144,11 @@ def compare(config: CompareConfig, out: str | Path) -> dict:
     with locked(out):
         for number, cell in enumerate(plan, 1):
             print(f"[{number}/{len(plan)}] {cell.name}", flush=True)
-            before = outcomes.get(cell)
-            outcomes[cell] = outcome = attempt(train, cell_config(config, cell), run_folder(config, out, cell))
+            before = outcomes.get(cell, {})
+            outcome = dict(before) or attempt(train, cell_config(config, cell), run_folder(config, out, cell))
+            outcomes[cell] = outcome
             for name, (source, branch, engine) in further(config, cell).items():
-                if "results" in outcomes[source]:
+                if name not in outcome and "results" in outcomes[source]:
                     outcome[name] = attempt(evaluation, config, run_folder(config, out, source), branch, engine)
             # Written after every new run: an interrupted comparison shows what it has, and what it had before.
             if outcome != before or number == len(plan):

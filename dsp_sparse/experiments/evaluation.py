@@ -16,6 +16,7 @@ from ..files import write_json
 from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
 from ..training.checkpoint import Model, load_model, load_modules
 from ..training.run import load_config
+from .trained import require_fit
 
 MODULE_OF_BRANCH = {"cross": "csfr", "intra": "isfr"}
 
@@ -58,13 +59,7 @@ def evaluate_run(
         settings = replace(config.eval, **chosen)
         model = load_model(run, pick_device(config.device), engine)
         opened = SceneStore.open(store or config.data.store)
-        for name, expected, found in (
-            ("classes", model.classes, opened.classes),
-            ("features", model.features, opened.features),
-        ):
-            if expected != found:
-                raise UserError(f"{opened.path}: the store has {name} {found}, the model in {run} expects {expected}")
-        opened.require_grid(model.grid)
+        require_fit(opened, model, run)
         groups = list(config.data.test_groups if groups is None else groups)
         scenes = opened.group(groups)
         require_labels(scenes, f"{opened.path}: groups {groups}")

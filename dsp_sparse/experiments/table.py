@@ -41,6 +41,14 @@ def group_runs(runs: list[dict]) -> dict[tuple, list[dict]]:
     return dict(sorted(groups.items(), key=lambda item: (item[0][0] or 0, item[0][1])))
 
 
+def methods_by_place(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
+    """The groups of `group_runs` by method, for every (label rate, backbone, engine)."""
+    places: dict[tuple, dict[str, list[dict]]] = {}
+    for (rate, backbone, method, engine), group in group_runs(runs).items():
+        places.setdefault((rate, backbone, engine), {})[method] = group
+    return places
+
+
 def differences(group: list[dict], baseline: list[dict]) -> list[float]:
     """mIoU minus the baseline's mIoU of the same seed (the same weak labels), for seeds where both have one."""
     reference = {r["seed"]: r["results"]["miou"] for r in baseline if "results" in r}

@@ -1,7 +1,7 @@
 """What pictures show: a scene with the predictions of runs, and where the affinity of chosen points goes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +121,7 @@ def scene_view(runs: Mapping[str, str | Path], store: SceneStore, scene: Scene, 
         config = load_config(folder)
         model = load_model(folder, pick_device(config.device))
         require_fit(store, model, Path(folder))
-        votes = {key: getattr(config.eval, key) for key in ("votes", "rotations", "batch_size")}
-        voting = Voting(radius=model.radius, max_points=model.max_points, **votes)
+        voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(config.eval))
         with tqdm(
             total=scene.num_points, desc=f"{scene.name}: {name}", unit="point", unit_scale=True, leave=False
         ) as bar:

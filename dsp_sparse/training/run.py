@@ -13,7 +13,7 @@ run/results.json     scores on the test scenes; written last
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -26,6 +26,8 @@ from .checkpoint import TrainingState, load_state, save_state
 from .environment import environment, read_environment
 from .scores import read_scores
 from .tensorboard import Events, require_tensorboard
+
+Config = TypeVar("Config")
 
 # What a run may go on with otherwise than it began: its numbers do not depend on it.
 FREE = ("data.workers", "optim.checkpoint_every", "tensorboard")
@@ -166,12 +168,16 @@ def load_config(folder: str | Path) -> TrainConfig:
         raise UserError(f"{path}: not the settings of a run ({error})") from None
 
 
-def parse_config(settings: dict) -> TrainConfig:
-    """The settings that a dict holds. UserError: an unknown setting, or a value that a setting cannot have."""
+def parse_config(settings: dict, kind: type[Config] = TrainConfig, name: str = "run") -> Config:
+    """The settings of a kind that a dict holds, which messages call by `name`.
+
+    Raises:
+        UserError: an unknown setting, or a value that a setting cannot have.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig, "run")
+    parser.add_class_arguments(kind, name)
     try:
-        return parser.instantiate(parser.parse_object({"run": settings})).run
+        return parser.instantiate(parser.parse_object({name: settings}))[name]
     except Exception as error:  # jsonargparse lets the error of whatever value it met through
         raise UserError(str(error).strip().splitlines()[0]) from None
 

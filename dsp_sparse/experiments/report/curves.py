@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import mean, median
 
-from ..table import group_runs, method_of
+from ..table import group_runs, method_of, methods_by_place
 from .html import legend, paragraph, section, table, text
 from .sources import Subject, place_of
 from .svg import Line, colour, limits, line_chart, shares_bar
@@ -40,10 +40,8 @@ def curve_section(subject: Subject) -> str:
     for backbone in dict.fromkeys(run["backbone"] for run in runs):
         lines = [line["losses"] for run in runs if run["backbone"] == backbone for line in run["metrics"]]
         ranges |= {(backbone, loss): limits([values[loss] for values in lines if loss in values]) for loss in LOSSES}
-    groups = group_runs(runs)
-    for place in dict.fromkeys((rate, backbone, engine) for rate, backbone, _, engine in groups):
-        own = {key[2]: group for key, group in groups.items() if (key[0], key[1], key[3]) == place}
-        backbone = place[1]
+    places = methods_by_place(runs)
+    for (_, backbone, _), own in places.items():
         last = max(len(run["metrics"]) for group in own.values() for run in group)
         panels = []
         for loss, name in LOSSES.items():
@@ -53,7 +51,7 @@ def curve_section(subject: Subject) -> str:
                 panels.append(line_chart(name, lines, ("epoch", 1, last), y, log, _breaks(own)))
         body.append(f"<h3>{text(place_of(next(iter(own.values()))[0]))}</h3>")
         body.append(f'<div class="panels">{"".join(panels)}</div>')
-    several = any(len(group) > 1 for group in groups.values())
+    several = any(len(group) > 1 for own in places.values() for group in own.values())
     note = "Means over the steps of an epoch, before their weights λ; a dashed line stands where a second stage begins."
     if several:
         note += " Thin: a seed each; thick: their mean."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean, stdev
 
-from ..table import differences, group_runs
+from ..table import differences, methods_by_place
 from .html import bullets, folded, paragraph, section, table, text
 from .scores import Printed
 from .sources import Subject, place_of
@@ -57,11 +57,8 @@ class Pair:
 def order_section(subject: Subject) -> str:
     """The verdicts, a line for every backbone and share of labels, and the pairs behind them."""
     printed = Printed(subject.paper)
-    groups = group_runs(subject.runs)
-    settings = list(dict.fromkeys((rate, backbone, engine) for rate, backbone, _, engine in groups))
     lines, tables = [], []
-    for rate, backbone, engine in settings:
-        own = {key[2]: group for key, group in groups.items() if (key[0], key[1], key[3]) == (rate, backbone, engine)}
+    for (rate, backbone, _), own in methods_by_place(subject.runs).items():
         if not (pairs := pairs_of(own, {m: printed.score(rate, backbone, m) for m in own})):
             continue
         place = place_of(next(iter(own.values()))[0])

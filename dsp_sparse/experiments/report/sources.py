@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from ...config import CompareConfig, TrainConfig
 from ...errors import UserError
 from ...training.environment import read_environment
-from ...training.run import load_config, read_metrics
+from ...training.run import load_config, parse_config, read_metrics
 from ...training.scores import read_scores
 from ..compare import Cell, cells, run_folder
 from ..evaluation import MODULE_OF_BRANCH, evaluation_file
@@ -142,13 +140,10 @@ def _comparison(folder: Path) -> Subject:
 
 def _parse(settings: dict, file: Path) -> CompareConfig:
     """The settings of a comparison; settings that are newer than its results have their defaults."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(CompareConfig, "comparison")
     try:
-        return parser.instantiate(parser.parse_object({"comparison": settings})).comparison
-    except Exception as error:  # jsonargparse lets the error of whatever value it met through
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not the settings of a comparison ({reason})") from None
+        return parse_config(settings, CompareConfig, "comparison")
+    except UserError as error:
+        raise UserError(f"{file}: not the settings of a comparison ({error})") from None
 
 
 def _is_of(run: dict, cell: Cell) -> bool:
