@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from tqdm import tqdm
@@ -16,6 +16,15 @@ from .stop import StopRequest
 
 # Where the scaler halves its scale so far, it has skipped every step for long and would go on to do so.
 LEAST_SCALE = 1e-6
+# What a step spends its time on: the name in the metrics, and what people are told.
+PARTS = {
+    "data": "data",
+    "geometry": "pyramid",
+    "forward": "forward",
+    "backward": "backward",
+    "optimiser": "optimiser",
+    "wait": "other processes",
+}
 
 
 @dataclass(kw_only=True)
@@ -65,10 +74,14 @@ class Progress:
         }
 
     def summary(self) -> str:
-        """One line for people: the loss, how long a step took, and on what."""
+        """One line for people: the loss, how long a step took, and on what, in shares that add up to 100 %."""
         loss, total = self.losses["total"] / self.steps, self.seconds["total"]
-        shares = ", ".join(f"{name} {s / total:.0%}" for name, s in self.seconds.items() if name != "total")
-        return f"loss {loss:.3g}, {1000 * total / self.steps:.0f} ms a step: {shares.replace('%', ' %')}"
+        names = [name for name in PARTS if name in self.seconds]
+        # Rounded are the places where one part ends and the next begins.
+        ends = [sum(self.seconds[name] for name in names[:count]) for count in range(len(names) + 1)]
+        percents = [round(100 * end / ends[-1]) for end in ends]
+        shares = (f"{PARTS[name]} {b - a} %" for name, (a, b) in zip(names, pairwise(percents), strict=True))
+        return f"loss {loss:.4g}, {1000 * total / self.steps:.0f} ms a step: {', '.join(shares)}"
 
 
 def train_epoch(

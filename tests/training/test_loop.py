@@ -15,6 +15,7 @@ from dsp_sparse.files import locked
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.training import loop
 from dsp_sparse.training.checkpoint import TrainingState, load_model, load_modules
+from dsp_sparse.training.epoch import Progress
 from dsp_sparse.training.loop import derived_seed, train
 from dsp_sparse.training.run import Run, load_config
 from dsp_sparse.training.stages import METHODS
@@ -194,6 +195,13 @@ def test_metrics_lines_say_what_an_epoch_did(settings, tmp_path):
         total = parts.pop("total")
         assert set(parts) == {"data", "geometry", "forward", "backward", "optimiser"}
         assert 0.5 * total < sum(parts.values()) <= total
+
+
+def test_an_epoch_in_words():
+    """The names that reports use, and shares that add up, whatever was rounded and whatever no part took."""
+    seconds = {"data": 1.0, "geometry": 1.0, "forward": 1.0, "wait": 0.0, "total": 4.0}
+    said = Progress(steps=8, losses={"total": 8.0}, seconds=seconds).summary()
+    assert said == "loss 1, 500 ms a step: data 33 %, pyramid 34 %, forward 33 %, other processes 0 %"
 
 
 def test_labels_and_pairs_are_counted_as_they_were_drawn(settings, tmp_path):
