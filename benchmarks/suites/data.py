@@ -120,7 +120,7 @@ class Task:
             batch_size=BALLS,
         )
         arguments = (scenes or self.store.scenes, self.labels, config, self.augmentation)
-        return train_loader(*arguments, steps=STEPS, seed=made.SEED, epoch=0, pairs=pairs)
+        return train_loader(*arguments, steps=STEPS, seed=made.SEED, epochs=range(1), pairs=pairs)
 
     def textbook(self, pairs: bool, clouds: list[textbook_data.Cloud] | None = None) -> textbook_data.Loader:
         kind = textbook_data.PairLoader if pairs else textbook_data.Loader

@@ -94,7 +94,7 @@ class Potentials:
 
 
 class BatchSampler:
-    """The batches of an epoch, as far as one of several processes takes them: what `DataLoader` asks for balls.
+    """The batches of consecutive epochs, as far as one of several processes takes them: `DataLoader` asks it for balls.
 
     W ranks with batches of b balls draw what one process draws with batches of W · b: of every such batch, rank r takes
     the r-th part.
@@ -103,18 +103,16 @@ class BatchSampler:
         scenes: scenes to cut from.
         radius: radius of the balls, metres.
         batch_size: balls a batch and rank.
-        steps: batches of the epoch.
+        steps: batches of an epoch.
         seed: seed of the run.
-        epoch: epoch of the run.
+        epochs: the epochs, at least one.
         rank: number of this process.
         world: number of processes.
-        first_step: batches to leave out at the start, of an epoch that is resumed.
+        first_step: batches to leave out at the start of the first epoch, one that is resumed.
 
     Attributes:
-        seed: what a subclass draws from, (seed, epoch).
         size: balls of all ranks together in a batch.
         own: which of them are this rank's.
-        steps: the steps to take.
     """
 
     def __init__(
@@ -125,7 +123,7 @@ class BatchSampler:
         batch_size: int,
         steps: int,
         seed: int,
-        epoch: int,
+        epochs: range,
         rank: int = 0,
         world: int = 1,
         first_step: int = 0,
@@ -134,13 +132,24 @@ class BatchSampler:
             raise UserError(f"rank must be at least 0 and less than world, got rank {rank} of {world}")
         if not 0 <= first_step <= steps:
             raise UserError(f"first_step must be at least 0 and at most steps, got {first_step} of {steps}")
-        self.scenes, self.radius, self.seed = scenes, radius, (seed, epoch)
+        self.scenes, self.radius = scenes, radius
+        self.steps, self.seed, self.epochs, self.first_step = steps, seed, epochs, first_step
         self.size = batch_size * world
         self.own = slice(rank * batch_size, (rank + 1) * batch_size)
-        self.steps = range(first_step, steps)
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.epochs) * self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[Ball]]:
+        first = self.first_step
+        for epoch in self.epochs:
+            for batch in self.draw((self.seed, epoch), first):
+                yield batch[self.own]
+            first = 0
+
+    def draw(self, seed: tuple[int, int], first_step: int) -> Iterator[list[Ball]]:
+        """The batches of one epoch, of all ranks together, from a step on. They are a function of the seed."""
+        raise NotImplementedError
 
 
 class BallSampler(BatchSampler):
@@ -158,11 +167,11 @@ class BallSampler(BatchSampler):
             raise UserError("no scenes to sample from, expected at least one")
         super().__init__(scenes, **settings)
 
-    def __iter__(self) -> Iterator[list[Ball]]:
-        generator = np.random.default_rng([*self.seed, 0])
+    def draw(self, seed: tuple[int, int], first_step: int) -> Iterator[list[Ball]]:
+        generator = np.random.default_rng([*seed, 0])
         potentials = [Potentials(scene, self.radius, generator) for scene in self.scenes]
         lowest = np.array([p.values.min() for p in potentials])
-        for step in range(self.steps.stop):
+        for step in range(self.steps):
             batch = []
             for position in range(self.size):
                 chosen = int(lowest.argmin())
@@ -171,9 +180,9 @@ class BallSampler(BatchSampler):
                 centre = near(self.scenes[chosen].points[first].astype(np.float64), self.radius, generator)
                 potential.visit(centre)
                 lowest[chosen] = potential.values.min()
-                batch.append(Ball(chosen, centre, (*self.seed, step, position + 1)))  # 0 is the sampler itself
-            if step in self.steps:
-                yield batch[self.own]
+                batch.append(Ball(chosen, centre, (*seed, step, position + 1)))  # 0 is the sampler itself
+            if step >= first_step:
+                yield batch
 
 
 def cover(

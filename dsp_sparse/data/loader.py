@@ -1,4 +1,4 @@
-"""The loader of one epoch of training."""
+"""The loader of training."""
 
 import signal
 from collections.abc import Sequence
@@ -67,27 +67,29 @@ def train_loader(
     *,
     steps: int,
     seed: int,
-    epoch: int,
+    epochs: range,
     pairs: bool,
     rank: int = 0,
     world: int = 1,
     first_step: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """The batches of one epoch. They depend on the arguments alone, not on the number of workers.
+    """The batches of consecutive epochs. They depend on the arguments alone, not on the number of workers.
+
+    Workers start once, and prepare the next epoch's first batches while the one before it ends.
 
     Args:
         scenes: scenes to train on, at least one.
         weak_labels: per scene `[n]` class ids, -1 where training must not see the label.
         data: radius, cap on points, batch size (of a rank) and number of workers.
         augment: augmentation.
-        steps: batches of the epoch.
+        steps: batches of an epoch.
         seed: seed of the run, not negative.
-        epoch: epoch of the run.
+        epochs: epochs of the run, at least one.
         pairs: batches of pairs (see `PairSampler`) instead of independent samples.
         rank: number of this process; the ranks share what one process would see in batches `world` times as large.
         world: number of processes.
-        first_step: batches to leave out at the start, of an epoch that is resumed.
+        first_step: batches to leave out at the start of the first epoch, one that is resumed.
         pin_memory: put batches where a GPU can copy them from while the CPU goes on.
 
     Returns:
@@ -96,7 +98,7 @@ def train_loader(
     Raises:
         UserError: no scenes; with `pairs`, an odd batch size or no two samples with a common class.
     """
-    where = {"radius": data.radius, "batch_size": data.batch_size, "steps": steps, "seed": seed, "epoch": epoch}
+    where = {"radius": data.radius, "batch_size": data.batch_size, "steps": steps, "seed": seed, "epochs": epochs}
     where |= {"rank": rank, "world": world, "first_step": first_step}
     return DataLoader(
         BallDataset(scenes, weak_labels, data, augment),

@@ -46,20 +46,19 @@ class PairSampler(BatchSampler):
                 f"{len(scenes)} scenes has two labelled points; expected more labels or more scenes"
             )
 
-    def __iter__(self) -> Iterator[list[Ball]]:
-        for step in self.steps:
-            generator = np.random.default_rng([*self.seed, step])
+    def draw(self, seed: tuple[int, int], first_step: int) -> Iterator[list[Ball]]:
+        for step in range(first_step, self.steps):
+            generator = np.random.default_rng([*seed, step])
             anchors = [a for _ in range(self.size // 2) for a in self._pair(generator)]
-            batch = [
+            yield [
                 Ball(
                     scene=scene,
                     centre=near(self.scenes[scene].points[row].astype(np.float64), self.radius, generator),
-                    seed=(*self.seed, step, position + 1),  # seeds are padded with zeros: 0 is the sampler itself
+                    seed=(*seed, step, position + 1),  # seeds are padded with zeros: 0 is the sampler itself
                     anchor=row,
                 )
                 for position, (scene, row) in enumerate(anchors)
             ]
-            yield batch[self.own]
 
     def _pair(self, generator: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
         """Two labelled points of one class, as (scene, row)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,8 @@ class Sources:
     Args:
         store: the scene store.
         test_scenes: the scenes to evaluate on.
-        batches: `batches(stage, epoch, step=0)` are this rank's batches of one epoch, `optim.accumulate` a step, from
-            a step on; a pure function of its arguments and of the number of ranks.
+        batches: `batches(stage, epoch=0, step=0)` are this rank's batches of a stage, `optim.accumulate` a step, from a
+            step of an epoch on to the end of the stage; a pure function of its arguments and of the number of ranks.
     """
 
     store: SceneStore
@@ -147,7 +148,7 @@ def open_sources(config: TrainConfig) -> Sources:
 
     accumulate, cuda = config.optim.accumulate, pick_device(config.device).type == "cuda"
 
-    def batches(stage: int, epoch: int, step: int = 0) -> Iterable[Batch]:
+    def batches(stage: int, epoch: int = 0, step: int = 0) -> Iterable[Batch]:
         return train_loader(
             train_scenes,
             labels,
@@ -155,7 +156,7 @@ def open_sources(config: TrainConfig) -> Sources:
             config.augment,
             steps=accumulate * config.optim.steps_per_epoch,
             seed=derived_seed(config.seed, stage),
-            epoch=epoch,
+            epochs=range(epoch, config.optim.epochs),
             pairs=takes_pairs(stages[stage]),
             rank=rank(),
             world=world(),
@@ -164,7 +165,7 @@ def open_sources(config: TrainConfig) -> Sources:
         )
 
     for stage in range(len(stages)):
-        batches(stage, 0)  # what a later stage cannot sample from shows now, before anything is written
+        batches(stage)  # what a later stage cannot sample from shows now, before anything is written
     return Sources(store, test_scenes, batches)
 
 
@@ -212,6 +213,7 @@ def _train_stage(
     if state.scaler:
         stepper.scaler.load_state_dict(state.scaler)
     steps = optim.steps_per_epoch
+    batches = iter(sources.batches(state.stage, state.epoch, state.step))
     done = state.epoch * steps + state.step
     bar = tqdm(total=optim.epochs * steps, initial=done, desc=name, unit="step", mininterval=1, disable=rank() > 0)
     with bar:
@@ -223,9 +225,9 @@ def _train_stage(
             progress = Progress(**state.sums)
             # What a forward pass draws differs from step to step and from rank to rank.
             seeds = partial(derived_seed, config.seed, state.stage, epoch, rank())
-            batches = sources.batches(state.stage, epoch, progress.steps)
+            left = islice(batches, optim.accumulate * (steps - progress.steps))
             try:
-                stopped = train_epoch(stepper, batches, optim.accumulate, progress, seeds, stop, bar)
+                stopped = train_epoch(stepper, left, optim.accumulate, progress, seeds, stop, bar)
             except FloatingPointError as error:
                 raise _diverged(f"{name}, epoch {epoch + 1}: {error}", run) from None
             whole = progress.steps == steps

@@ -94,7 +94,7 @@ def test_cover_reaches_a_cloud_of_one_point_and_islands():
 def test_an_epoch_of_balls_covers_all_scenes(rooms_store):
     """Potentials spread the balls: a number that fills the volume a few times leaves hardly a point unseen."""
     scenes = rooms_store.scenes
-    sampler = BallSampler(scenes, radius=1.2, batch_size=4, steps=60, seed=0, epoch=0)
+    sampler = BallSampler(scenes, radius=1.2, batch_size=4, steps=60, seed=0, epochs=range(1))
     seen = [np.zeros(scene.num_points, int) for scene in scenes]
     batches = list(sampler)
     assert len(batches) == len(sampler) == 60
@@ -112,14 +112,14 @@ def test_balls_are_spread_more_evenly_than_by_chance(rooms_store):
             seen[rows_within(scene, centre, 1.2)] += 1
         return seen.std() / seen.mean()
 
-    batches = list(BallSampler([scene], radius=1.2, batch_size=1, steps=60, seed=0, epoch=0))
+    batches = list(BallSampler([scene], radius=1.2, batch_size=1, steps=60, seed=0, epochs=range(1)))
     by_chance = scene.points[np.random.default_rng(0).integers(scene.num_points, size=60)]
     assert unevenness(ball.centre for (ball,) in batches) < 0.8 * unevenness(by_chance)
 
 
 def test_a_sampler_needs_scenes():
     with pytest.raises(UserError, match="no scenes"):
-        BallSampler([], radius=1.0, batch_size=2, steps=1, seed=0, epoch=0)
+        BallSampler([], radius=1.0, batch_size=2, steps=1, seed=0, epochs=range(1))
 
 
 @pytest.fixture

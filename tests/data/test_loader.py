@@ -13,7 +13,7 @@ from dsp_sparse.errors import UserError
 
 def loader_of(store, pairs, workers=0, steps=5, batch_size=4, **changes):
     data = DataConfig(store="", test_groups=[], radius=1.0, batch_size=batch_size, workers=workers)
-    where = {"steps": steps, "seed": 0, "epoch": 0, "pairs": pairs, **changes}
+    where = {"steps": steps, "seed": 0, "epochs": range(1), "pairs": pairs, **changes}
     return train_loader(store.scenes, weak_labels(store, Labelling(rate=0.05)), data, AugmentConfig(), **where)
 
 
@@ -83,6 +83,16 @@ def test_an_epoch_can_be_resumed_at_any_step(rooms_store, pairs):
 
 
 @pytest.mark.parametrize("pairs", [False, True])
+def test_epochs_follow_each_other(rooms_store, pairs):
+    """One loader gives what a loader an epoch would; only the first epoch is one that is resumed."""
+    each = [epoch_of(rooms_store, pairs, epochs=range(epoch, epoch + 1)) for epoch in (2, 3, 4)]
+    for workers in (0, 2):
+        loader = loader_of(rooms_store, pairs, workers, epochs=range(2, 5), first_step=3)
+        assert len(loader) == 12
+        assert same([*each[0][3:], *each[1], *each[2]], list(loader))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 def test_ranks_and_steps_that_do_not_exist_are_refused(rooms_store, pairs):
     for wrong, cause in (
         ({"rank": 2, "world": 2}, "rank must be at least 0 and less than world, got rank 2 of 2"),
@@ -100,9 +110,8 @@ def test_every_ball_and_every_draw_has_random_numbers_of_its_own(rooms_store, pa
     monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.add(original(seed).random()) or original(seed))
     balls = [
         original(ball.seed).random()
-        for epoch in (0, 1)
         for rank in (0, 1)
-        for batch in loader_of(rooms_store, pairs, epoch=epoch, rank=rank, world=2).batch_sampler
+        for batch in loader_of(rooms_store, pairs, epochs=range(2), rank=rank, world=2).batch_sampler
         for ball in batch
     ]
     assert len(drawn) == (10 if pairs else 2)  # a generator a step, or one for all steps
@@ -121,7 +130,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(rooms_store, pairs):
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])
     assert same(first[:2], epoch_of(rooms_store, pairs, steps=2))
     assert not same(first[:1], first[1:2])
-    for other in ({"seed": 1}, {"epoch": 1}):
+    for other in ({"seed": 1}, {"epochs": range(1, 2)}):
         assert not same(first, epoch_of(rooms_store, pairs, **other))
 
 
@@ -145,7 +154,7 @@ def test_scenes_are_named_by_their_index_in_the_store(rooms_store):
     weak = weak_labels(rooms_store, Labelling(rate=0.05))
     data = DataConfig(store="", train_groups=[], test_groups=[], radius=1.0, batch_size=4)
     labels = [weak[scene.number] for scene in scenes]
-    for batch in train_loader(scenes, labels, data, AugmentConfig(), steps=3, seed=0, epoch=0, pairs=True):
+    for batch in train_loader(scenes, labels, data, AugmentConfig(), steps=3, seed=0, epochs=range(1), pairs=True):
         assert set(batch.scenes) <= {scene.number for scene in scenes} == {2, 3}
 
 

@@ -18,8 +18,9 @@ def settings_of(**changes) -> DataConfig:
     return DataConfig(store="", test_groups=[], **{"radius": 1.0, "batch_size": 4, **changes})
 
 
-def sampler(store, labels, steps=10, seed=0, epoch=0, batch_size=4):
-    return PairSampler(store.scenes, labels, radius=1.0, batch_size=batch_size, steps=steps, seed=seed, epoch=epoch)
+def sampler(store, labels, steps=10, batch_size=4):
+    where = {"radius": 1.0, "batch_size": batch_size, "steps": steps, "seed": 0, "epochs": range(1)}
+    return PairSampler(store.scenes, labels, **where)
 
 
 def classes(batch, sample):
@@ -34,7 +35,8 @@ def test_partners_share_a_labelled_class(rooms_store, rate, max_points):
     labels = weak_labels(rooms_store, Labelling(rate=rate))
     limits = settings_of(max_points=max_points)
     for seed in range(8):
-        loader = train_loader(rooms_store.scenes, labels, limits, HEAVY, steps=5, seed=seed, epoch=seed, pairs=True)
+        where = {"steps": 5, "seed": seed, "epochs": range(seed, seed + 1), "pairs": True}
+        loader = train_loader(rooms_store.scenes, labels, limits, HEAVY, **where)
         for batch in loader:
             assert batch.partner.tolist() == [1, 0, 3, 2]
             for first, chosen in zip((0, 2), batch.pair_classes, strict=True):
@@ -58,8 +60,8 @@ def test_partners_share_a_class_whatever_is_labelled(rooms_store, data):
         batch_size=2 * data.draw(st.integers(1, 2)),
     )
     world = data.draw(st.integers(1, 3))
-    where = {"seed": data.draw(st.integers(0, 99)), "epoch": 1, "rank": data.draw(st.integers(0, world - 1))}
-    for batch in train_loader(rooms_store.scenes, labels, config, HEAVY, steps=2, pairs=True, world=world, **where):
+    where = {"seed": data.draw(st.integers(0, 99)), "epochs": range(2), "rank": data.draw(st.integers(0, world - 1))}
+    for batch in train_loader(rooms_store.scenes, labels, config, HEAVY, steps=1, pairs=True, world=world, **where):
         for pair, chosen in enumerate(batch.pair_classes):
             assert chosen in classes(batch, 2 * pair) & classes(batch, 2 * pair + 1)
 
@@ -69,7 +71,8 @@ def test_partners_share_a_class_in_real_scenes(real_data, tmp_path):
     store = prepare(replace(dataset, scenes=dataset.scenes[:3]), tmp_path / "store", 0.06, progress=False)
     labels = weak_labels(store, Labelling(rate=0.01))
     limits = settings_of(radius=2.0, max_points=500)
-    for batch in train_loader(store.scenes, labels, limits, AugmentConfig(), steps=20, seed=0, epoch=0, pairs=True):
+    where = {"steps": 20, "seed": 0, "epochs": range(1), "pairs": True}
+    for batch in train_loader(store.scenes, labels, limits, AugmentConfig(), **where):
         assert classes(batch, 0) & classes(batch, 1)
         assert classes(batch, 2) & classes(batch, 3)
 
@@ -92,7 +95,7 @@ def test_partners_come_from_different_clouds_when_they_can(rooms_store):
 
 def test_within_one_cloud_partners_are_different_points(rooms_store):
     labels = list(weak_labels(rooms_store, Labelling(rate=0.05)))[:1]
-    pairs = PairSampler(rooms_store.scenes[:1], labels, radius=1.0, batch_size=2, steps=100, seed=0, epoch=0)
+    pairs = PairSampler(rooms_store.scenes[:1], labels, radius=1.0, batch_size=2, steps=100, seed=0, epochs=range(1))
     for first, second in pairs:
         assert first.anchor != second.anchor
         assert labels[0][first.anchor] == labels[0][second.anchor]
@@ -126,7 +129,7 @@ def test_a_batch_that_breaks_the_guarantee_names_the_pair(rooms_store):
     """The guarantee is checked on the finished batch, whoever made it."""
     labels = weak_labels(rooms_store, Labelling(rate=1))
     loader = train_loader(
-        rooms_store.scenes, labels, settings_of(), AugmentConfig(), steps=1, seed=0, epoch=0, pairs=True
+        rooms_store.scenes, labels, settings_of(), AugmentConfig(), steps=1, seed=0, epochs=range(1), pairs=True
     )
     samples = [loader.dataset[ball] for ball in next(iter(loader.batch_sampler))]
     assert torch.equal(collate_pairs(samples).partner, torch.tensor([1, 0, 3, 2]))

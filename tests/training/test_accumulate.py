@@ -23,7 +23,7 @@ def whole_and_parts(store, settings):
     labels, data = weak_labels(store, Labelling(rate=0.1), scenes), replace(settings.data, batch_size=8)
 
     def first(size, rank=0, world=1):
-        where = {"steps": 1, "seed": 0, "epoch": 0, "pairs": True, "rank": rank, "world": world}
+        where = {"steps": 1, "seed": 0, "epochs": range(1), "pairs": True, "rank": rank, "world": world}
         batch = next(iter(train_loader(scenes, labels, replace(data, batch_size=size), settings.augment, **where)))
         return replace(batch, input=batch.input.with_feat(batch.input.feat.double()))
 

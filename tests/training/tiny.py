@@ -41,7 +41,7 @@ def batch_of(store, settings, pairs: bool, epoch: int = 0, rate: float = 0.1):
     """The first batch of an epoch."""
     scenes = store.group(["train"])
     labels = weak_labels(store, Labelling(rate=rate), scenes)
-    where = {"steps": 1, "seed": 0, "epoch": epoch, "pairs": pairs}
+    where = {"steps": 1, "seed": 0, "epochs": range(epoch, epoch + 1), "pairs": pairs}
     return next(iter(train_loader(scenes, labels, settings.data, settings.augment, **where)))
 
 
