@@ -15,9 +15,10 @@ from dsp_sparse.cli import compare as command
 from dsp_sparse.config import CompareConfig
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments import compare as module
-from dsp_sparse.experiments.compare import cell_config, cells, compare
+from dsp_sparse.experiments.compare import compare
 from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.figures import plot_comparison
+from dsp_sparse.experiments.matrix import cell_config, cells
 from dsp_sparse.experiments.table import comparison_table
 from dsp_sparse.files import locked
 from dsp_sparse.testing import engines
@@ -285,7 +286,53 @@ def test_a_run_that_cannot_go_on_is_reported_and_leaves_the_others_alone(config,
     broken, whole = compare(config, tmp_path)["runs"]
     assert str(folder / "checkpoint.pt") in broken["error"] and whole["results"]["miou"] > 0
     table = (tmp_path / "table.md").read_text()
-    assert "0, 1 failed" in table and f"* kpfcnn baseline, 10 % labelled, seed 0: {folder}" in table
+    assert "| 0 of 1, 1 failed |" in table and f"* kpfcnn baseline, 10 % labelled, seed 0: {folder}" in table
+
+
+def test_a_training_that_diverges_is_told_in_one_line(config, tmp_path, capsys):
+    """As by `train`: what diverged, and what may help; no trace of where in the program."""
+    config = changed_train(config, optim=replace(config.train.optim, lr=1e30))
+    (run,) = compare(replace(config, backbones=["kpfcnn"]), tmp_path)["runs"]
+    assert run["error"].startswith("baseline, epoch 1: the loss is ") and "a lower optim.lr may help" in run["error"]
+    printed = capsys.readouterr()
+    assert f"failed: {run['error']}\n" in printed.out and "Traceback" not in printed.err
+
+
+def test_what_failed_earlier_stays_in_the_report_until_it_is_tried_again(config, tmp_path, monkeypatch):
+    """Of a run that an interrupted second call does not come to, and of an evaluation beside one."""
+
+    def failing(*_):
+        raise UserError("no luck")
+
+    monkeypatch.setattr(module, "plot_comparison", lambda *_: None)
+    monkeypatch.setattr(module, "train", failing)
+    config = replace(config, seeds=[0, 1], backbones=["kpfcnn"])
+    compare(config, tmp_path)
+    assert [run["error"] for run in reported(tmp_path)] == ["no luck"] * 2
+    tried = []
+
+    def interrupted(settings, folder):
+        tried.append(settings.seed)
+        if settings.seed == 1:
+            raise KeyboardInterrupt
+        return SCORES
+
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    first, second = reported(tmp_path)
+    assert tried == [0, 1] and first["results"] == SCORES and "error" not in first and second["error"] == "no luck"
+
+    with pytest.raises(KeyboardInterrupt):  # the first has no folder here, and is tried again, too
+        compare(changed_train(config, tensorboard=False, optim=replace(config.train.optim, lr=0.01)), tmp_path)
+    assert [run["seed"] for run in reported(tmp_path)] == [0], "what failed with other settings says nothing here"
+
+
+def test_runs_that_cannot_stand_where_they_should_stop_it_at_once(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"runs must be a folder, got the file .*/file"):
+        compare(replace(config, runs=str(tmp_path / "file")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_first_engines_weights_there_is_nothing_to_compare(config, slow_engine, tmp_path, monkeypatch):
@@ -300,7 +347,7 @@ def test_without_the_first_engines_weights_there_is_nothing_to_compare(config, s
     monkeypatch.setattr(module, "plot_comparison", lambda *_: None)
     config = replace(config, backbones=["minkunet"], engines=("native", "slow"))
     native, slow = compare(config, tmp_path)["runs"]
-    assert native["error"] == "FloatingPointError: diverged" and slow["results"] == SCORES
+    assert native["error"] == "diverged" and slow["results"] == SCORES
     assert not any("first_engine" in run for run in (native, slow))
 
 

@@ -1,23 +1,22 @@
 """Two processes train what one trains with batches twice as large."""
 
 import json
-import multiprocessing
 import os
-import pickle
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from ranks import job, serve, trained
+from ranks import TIME_LIMIT, Pair, trained
 from tiny import DEFORMABLE, with_optim
 from torch import nn
 
+from dsp_sparse import distributed
 from dsp_sparse.backbones.norm import BatchNorm, synchronise
 from dsp_sparse.data import split, train_loader, weak_labels
 from dsp_sparse.errors import UserError
@@ -28,48 +27,25 @@ from dsp_sparse.training.stages import METHODS, takes_pairs
 from dsp_sparse.training.stop import Interrupted
 
 
-@contextmanager
-def another_process():
-    """A connection to a process that serves."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=True)
-    process.start()
-    yield ours
-    if process.is_alive():
-        ours.send(None)
-    process.join()
-
-
 @pytest.fixture(scope="module")
-def second_process():
-    """Started once: importing torch takes longer than most tests with it."""
-    with another_process() as connection:
-        yield connection
+def pair(tmp_path_factory):
+    """Two processes; what a function does in both of them."""
+    pair = Pair(tmp_path_factory.mktemp("meetings"))
+    yield pair
+    pair.close()
 
 
 @pytest.fixture
-def in_two(second_process, tmp_path):
-    """`in_two(function, *arguments)`: what it returns, or raises, on both ranks."""
-    threads, meetings = torch.get_num_threads(), iter(range(9))
+def in_two(pair):
+    """`in_two(function, *arguments)`: what it returns on both ranks; an error names the causes of both."""
 
     def call(function, *arguments):
-        meeting = tmp_path / f"meeting{next(meetings)}"
-        second_process.send((meeting, function, arguments))
-        try:
-            with job(0, meeting):
-                ours = function(*arguments)
-        except BaseException as error:
-            ours = error
-        theirs = pickle.loads(second_process.recv_bytes())
-        for result in (ours, theirs):
-            if isinstance(result, BaseException) and not isinstance(result, Interrupted):
-                raise result
-        return ours, theirs
+        outcomes = pair(function, *arguments)
+        problems = [f"rank {rank}: {report}" for rank, (_, report) in enumerate(outcomes) if report]
+        assert not problems, "\n".join(problems)
+        return tuple(result for result, _ in outcomes)
 
-    torch.set_num_threads(1)
-    yield call
-    torch.set_num_threads(threads)
+    return call
 
 
 def losses_of(folder) -> list[dict]:
@@ -122,7 +98,8 @@ def test_without_synchronisation_each_process_has_its_own_batch_statistics(backb
 
     def in_turn(stage, epoch, step):
         scenes = split(store, config.data)[0]
-        where = {"steps": 2, "seed": derived_seed(config.seed, stage), "epoch": epoch, "world": 2}
+        where = {"steps": 2, "seed": derived_seed(config.seed, stage), "world": 2}
+        where |= {"epochs": range(epoch, config.optim.epochs), "first_step": step}
         where["pairs"] = takes_pairs(METHODS[config.method][stage])
         labels = weak_labels(store, config.data.labelling, scenes)
         loaders = [train_loader(scenes, labels, config.data, config.augment, rank=r, **where) for r in (0, 1)]
@@ -159,16 +136,28 @@ def test_another_number_of_processes_does_not_go_on(settings, in_two, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_process_that_ends_is_missed_at_once(settings, tmp_path):
+def test_a_process_that_ends_is_missed_at_once(settings, pair, tmp_path):
     """Rank 0 learns in the same step that its partner is gone, says so, and the last checkpoint is kept."""
-    config = halved(replace(settings, method="baseline"))
-    with another_process() as connection:
-        connection.send((tmp_path / "meeting", trained, (config, tmp_path / "run", None, {(1, 3): "end"})))
-        begin = time.perf_counter()
-        with pytest.raises(ConnectionError, match="another process of the job ended"), job(0, tmp_path / "meeting"):
-            trained(config, tmp_path / "run")
-    assert time.perf_counter() - begin < 50  # the time limit of the job is 60
+    config, begin = halved(replace(settings, method="baseline")), time.monotonic()
+    (ours, _), (theirs, _) = pair(trained, config, tmp_path / "run", None, {(1, 3): "end"})
+    assert isinstance(ours, ConnectionError) and "another process of the job ended" in str(ours)
+    assert isinstance(theirs, EOFError)
+    assert time.monotonic() - begin < TIME_LIMIT / 2  # the job itself would wait longer
     assert load_state(tmp_path / "run" / "checkpoint.pt").epoch == 1
+
+
+def fails() -> None:
+    """One rank fails, and the other one misses it."""
+    if distributed.rank() == 1:
+        raise ValueError("the cause")
+    distributed.sum_over_ranks(np.ones(1))
+
+
+def test_whichever_process_fails_tells_why(in_two):
+    """And the next job is well."""
+    with pytest.raises(AssertionError, match=r"(?s)rank 0: .*ConnectionError.*rank 1: .*ValueError: the cause"):
+        in_two(fails)
+    assert in_two(distributed.rank) == (0, 1)
 
 
 def synchronised(own: list, others: list, kept: bool) -> dict:
@@ -220,7 +209,7 @@ def test_torchrun_trains_one_network(settings, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["dsp_sparse", "train", str(tmp_path / "settings" / "config.yaml"), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=2 * TIME_LIMIT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("overall accuracy") == 1 and done.stderr.count("ms a step") == 1
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 2

@@ -8,7 +8,8 @@ import pytest
 from dsp_sparse.config import CompareConfig, PaperScore, Variant
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments import compare as module
-from dsp_sparse.experiments.compare import cell_config, cells, compare
+from dsp_sparse.experiments.compare import compare
+from dsp_sparse.experiments.matrix import cell_config, cells
 from dsp_sparse.experiments.table import comparison_table
 
 SCORES = {"miou": 0.5, "overall_accuracy": 0.6, "mean_accuracy": 0.7, "steps": 4, "train_seconds": 1.0, "seconds": 9.0}
@@ -159,6 +160,45 @@ def test_the_papers_scores_stand_beside_those_they_belong_to(config, tmp_path, m
     assert printed.pop(("10 %", "kpfcnn", "plus")) == ("66.3", "")
     assert len(printed) == 6 and set(printed.values()) == {("", "")}
     assert json.loads((tmp_path / "results.json").read_text())["config"]["paper"][0]["miou"] == 67.7
+
+
+@pytest.mark.parametrize(
+    "changes, cause",
+    [
+        ({"miou": 677.0}, r"paper\.miou must be in percent, 0 to 100, got 677"),
+        ({"iou": {"floor": -1.0}}, r"paper\.iou must be in percent, 0 to 100, got \{'floor': -1"),
+        ({"label_rate": 10.0}, r"paper\.label_rate must be in \(0, 1\], got 10"),
+        ({"method": "csrf"}, r"paper\.2 is a score of csrf, expected one of baseline, csfr, .*, plus"),
+        ({"method": "csfr"}, r"paper\.2 is of kpfcnn csfr 0.1 basic, as is paper\.1"),
+    ],
+)
+def test_scores_that_the_paper_cannot_have(changes, cause, config):
+    scores = [{"method": "csfr", "label_rate": 0.1, "miou": 67.7}, {"method": "plus", "label_rate": 0.1, "miou": 66.3}]
+    config = replace(config, variants=[Variant(name="plus", method="csfr")])
+    with pytest.raises(UserError, match=cause):
+        replace(config, paper=[PaperScore(**score) for score in (scores[0], scores[1] | changes)])
+
+
+def test_classes_of_the_paper_that_the_store_does_not_have_stop_it_at_once(config, tmp_path):
+    paper = [PaperScore(method="baseline", label_rate=0.1, miou=60.0, iou={"floor": 90.0, "ceiling": 30.0})]
+    with pytest.raises(
+        UserError, match=r"paper\.1\.iou has the class ceiling, expected those of .*: floor, wall, table"
+    ):
+        compare(replace(config, paper=paper), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_the_paper_beside_no_run_are_told(config, tmp_path, monkeypatch, capsys):
+    """A part of a table can be repeated; what the rest of the paper's scores would stand beside is said."""
+    monkeypatch.setattr(module, "train", lambda *_: SCORES)
+    monkeypatch.setattr(module, "plot_comparison", lambda *_: None)
+    places = ({}, {"method": "csfr"}, {"label_rate": 0.01}, {"branch": "cross"}, {"backbone": "minkunet"})
+    score = {"method": "baseline", "label_rate": 0.1, "miou": 60.0}
+    compare(replace(config, paper=[PaperScore(**score | place) for place in places]), tmp_path)
+    told = "kpfcnn csfr 0.1 basic, kpfcnn baseline 0.01 basic, kpfcnn baseline 0.1 cross, minkunet baseline 0.1 basic"
+    assert f"paper: no run here is of {told}\n" in capsys.readouterr().out
+    compare(replace(config, paper=[PaperScore(**score)]), tmp_path)
+    assert "paper:" not in capsys.readouterr().out.replace("The paper", "")
 
 
 def test_a_difference_says_which_way_it_goes():
