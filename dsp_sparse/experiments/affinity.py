@@ -19,13 +19,13 @@ from kpconv_ops import nearest
 from .. import __version__
 from ..backbones import load_pretrained
 from ..backbones.base import TapBackbone
-from ..data import Sample, Scene, collate
+from ..data import Sample, Scene, SceneStore, collate
 from ..errors import UserError
 from ..files import write_json
 from ..ragged import Ragged
 from ..reallocation import CSFR, ISFR, MODULES
 from ..training.loop import first_network
-from ..training.run import Run
+from ..training.run import Run, load_config
 from .trained import TrainedRun
 
 FILE = "affinity.json"
@@ -46,7 +46,7 @@ def affinity_shares(run: str | Path, pairs: int = 64, seed: int = 0) -> dict:
     the pair, as in the first step of a training. `after` is the trained network with each module as last trained;
     the first of two stages' modules meets a network that has moved on.
 
-    The answer is kept in the run folder as `affinity.json`.
+    The answer is kept in the run folder as `affinity.json`, for the weights and the store that it is of.
 
     Args:
         run: folder of a finished run.
@@ -66,7 +66,7 @@ def affinity_shares(run: str | Path, pairs: int = 64, seed: int = 0) -> dict:
     run = Path(run)
     if pairs < 1:
         raise UserError(f"pairs must be at least 1, got {pairs}")
-    settings = {"version": __version__, "pairs": pairs, "seed": seed, "weights": _digest(run)}
+    settings = {"version": __version__, "pairs": pairs, "seed": seed, "inputs": _digest(run)}
     if (kept := _kept(run / FILE, settings)) is not None:
         return kept
     trained = TrainedRun.open(run)
@@ -78,13 +78,15 @@ def affinity_shares(run: str | Path, pairs: int = 64, seed: int = 0) -> dict:
 
 
 def _digest(run: Path) -> str:
-    """SHA-256 of what a run has trained."""
+    """SHA-256 of what a run has trained and of the manifest of its store, which has the checksums of all arrays."""
     digest = hashlib.sha256()
     for path in (run / "model.pt", run / "modules.pt"):
         try:
             digest.update(path.read_bytes())
         except OSError:
             raise UserError(f"{path}: cannot be read, expected the folder of a finished run") from None
+    manifest = SceneStore.open(load_config(run).data.store).manifest
+    digest.update(json.dumps(manifest, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -1,20 +1,21 @@
 """How long a comparison will take on this device: what is left of its runs, times the measured pace of each kind."""
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..backbones.engines import build_engine
 from ..config import CompareConfig
 from ..data import SceneStore, split
-from ..distributed import pick_device
 from ..errors import UserError
 from ..training.environment import environment
 from ..training.run import Run
 from ..training.stages import METHODS
-from .compare import Cell, cell_config, cells, evaluated, further, run_folder
+from .compare import evaluated, require_machine
+from .matrix import Cell, cell_config, cells, further, run_folder
 from .pace import Pace, evaluation_pace, step_pace
+from .table import duration
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Estimate:
     test_points: int
     measured: str
 
-    def hours(self, runs: Iterable[Left]) -> tuple[float, float]:
-        """Hours of training and of evaluation that are left of runs."""
+    def seconds(self, runs: Iterable[Left]) -> tuple[float, float]:
+        """Seconds of training and of evaluation that are left of runs."""
         training, scoring = 0.0, 0.0
         for run in runs:
             training += sum(count * self.training[kind].seconds for kind, count in run.steps.items())
             scoring += sum(count * self.scoring[kind].seconds for kind, count in run.points.items())
-        return training / 3600, scoring / 3600
+        return training, scoring
 
 
 def estimate(config: CompareConfig, out: str | Path, steps: int = 8) -> Estimate:
@@ -94,12 +95,11 @@ def estimate(config: CompareConfig, out: str | Path, steps: int = 8) -> Estimate
 
     Raises:
         UserError: `steps`, settings, store, device or an engine will not do, or a run folder is of other settings.
+        FloatingPointError: a kind diverges within the steps; the message names it.
     """
     if steps < 2:
         raise UserError(f"steps must be at least 2, got {steps}")
-    pick_device(config.train.device)
-    for engine in config.engines:
-        build_engine(engine)
+    require_machine(config)
     store = SceneStore.open(config.train.data.store)
     _, scenes = split(store, config.train.data)
     test_points = sum(scene.num_points for scene in scenes)
@@ -108,12 +108,15 @@ def estimate(config: CompareConfig, out: str | Path, steps: int = 8) -> Estimate
     scoring: dict[Kind, Pace] = {}
     for run in left:
         settings = cell_config(config, run.cell)
-        for kind in run.steps:
-            if kind not in training:
+        for kind in (kind for kind in run.steps if kind not in training):
+            print(f"steps of {kind.name}:", file=sys.stderr, flush=True)
+            try:
                 training[kind] = step_pace(replace(settings, method=kind.work), steps)
-        for kind in run.points:
-            if kind not in scoring:
-                scoring[kind] = evaluation_pace(settings, kind.work)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{kind.name}: {error}") from None
+        for kind in (kind for kind in run.points if kind not in scoring):
+            print(f"evaluation of {kind.name}:", file=sys.stderr, flush=True)
+            scoring[kind] = evaluation_pace(settings, kind.work)
     here = environment(config.train)
     device = f"{here['cpu']}, threads: {here['threads']}" if here["device"] == "cpu" else here["device"]
     measured = f"{device}; {steps} steps on {store.path}, grid {store.grid:g} m, {len(store.classes)} classes"
@@ -139,7 +142,7 @@ def unfinished(config: CompareConfig, cell: Cell, out: Path, test_points: int) -
 
 
 def estimate_table(found: Estimate) -> str:
-    """An estimate as lines of text: the paces, the hours of each method, and the sum of all."""
+    """An estimate as lines of text: the paces, the time that each method takes, and the sum of all."""
     steps = [["step of", "points", "ms"]]
     for kind, pace in found.training.items():
         steps.append([kind.name, f"{pace.points:,.0f}", f"{1000 * pace.seconds:,.1f} ± {1000 * pace.spread:,.1f}"])
@@ -151,14 +154,14 @@ def estimate_table(found: Estimate) -> str:
     for run in found.left:
         cell = run.cell
         methods[" ".join(filter(None, (cell.backbone, cell.engine, cell.variant or cell.method)))].append(run)
-    plan = [["method", "runs left", "steps of a run", "training h", "evaluation h"]]
+    plan = [["method", "runs left", "steps of a run", "training", "evaluation"]]
     for name, runs in methods.items():
         busy = sum(bool(run.steps or run.points) for run in runs)
         most = max(sum(run.steps.values()) for run in runs)
-        plan.append([name, f"{busy} of {len(runs)}", f"{most:,}", *(f"{part:,.2f}" for part in found.hours(runs))])
+        plan.append([name, f"{busy} of {len(runs)}", f"{most:,}", *map(duration, found.seconds(runs))])
     tables = ["\n".join(aligned(table)) for table in (steps, scenes, plan) if len(table) > 1]
     head = f"measured on {found.measured}"
-    return "\n\n".join([head, *tables, f"left in all: {sum(found.hours(found.left)):,.2f} device hours"])
+    return "\n\n".join([head, *tables, f"left in all: {duration(sum(found.seconds(found.left)))} on this device"])
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

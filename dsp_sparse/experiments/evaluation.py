@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..backbones.base import TapBackbone
 from ..config import TrainConfig
 from ..data import SceneStore, split
 from ..data.loader import train_groups
@@ -14,7 +15,8 @@ from ..distributed import pick_device, rank, together
 from ..errors import UserError
 from ..files import write_json
 from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
-from ..training.checkpoint import Model, load_model, load_modules
+from ..reallocation import CSFR, ISFR
+from ..training.checkpoint import load_model, load_modules
 from ..training.run import load_config
 from .trained import require_fit
 
@@ -64,7 +66,7 @@ def evaluate_run(
         scenes = opened.group(groups)
         require_labels(scenes, f"{opened.path}: groups {groups}")
         voting = Voting(radius=model.radius, max_points=model.max_points, **asdict(settings))
-        decoder = decoder_of(branch, run, config, model, voting)
+        decoder = decoder_of(branch, model.net, trained_module(branch, run, config), config, voting)
     others = {name: value for name, value in chosen.items() if value != getattr(config.eval, name)}
     elsewhere = opened.path.resolve() != Path(config.data.store).resolve()
     trained = [] if elsewhere else train_groups(opened, config.data)
@@ -88,18 +90,24 @@ def evaluate_run(
     return results
 
 
-def decoder_of(branch: str, run: Path, config: TrainConfig, model: Model, voting: Voting) -> BasicBranch:
-    """What a run decodes features with. UserError: the branch's module was never trained."""
+def trained_module(branch: str, run: Path, config: TrainConfig) -> CSFR | ISFR | None:
+    """The module of a run's branch; None of basic. UserError: it was never trained."""
     if branch == "basic":
-        return BasicBranch(model.net)
-    modules = load_modules(run / "modules.pt")
-    name = MODULE_OF_BRANCH[branch]
+        return None
+    modules, name = load_modules(run / "modules.pt"), MODULE_OF_BRANCH[branch]
     if name not in modules:
         raise UserError(f"branch {branch} needs the module {name}, which the method {config.method} does not train")
-    if branch == "intra":
-        return IntraBranch(model.net, modules[name])
-    partners, _ = split(SceneStore.open(config.data.store), config.data)
-    return CrossBranch(model.net, modules[name], partners, voting)
+    return modules[name]
+
+
+def decoder_of(
+    branch: str, net: TapBackbone, module: CSFR | ISFR | None, config: TrainConfig, voting: Voting
+) -> BasicBranch:
+    """What decodes features, through the module of the branch; the partners of cross are a run's training scenes."""
+    if branch == "cross":
+        partners, _ = split(SceneStore.open(config.data.store), config.data)
+        return CrossBranch(net, module, partners, voting)
+    return IntraBranch(net, module) if branch == "intra" else BasicBranch(net)
 
 
 def evaluation_file(run: Path, branch: str, engine: str | None = None, others: dict | None = None) -> Path:

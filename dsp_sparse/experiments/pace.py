@@ -7,14 +7,14 @@ from itertools import pairwise
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
-from ..backbones.base import TapBackbone
 from ..config import TrainConfig
-from ..data import Batch, SceneStore, split
+from ..data import Batch
 from ..distributed import pick_device
-from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
-from ..reallocation import CSFR, ISFR
+from ..inference import Voting, evaluate
+from ..reallocation import MODULES
 from ..training.loop import first_network, open_sources, train_stages
 from ..training.run import Run
+from .evaluation import MODULE_OF_BRANCH, decoder_of
 
 # The first steps allocate memory.
 WARM_UP = 3
@@ -73,14 +73,8 @@ def evaluation_pace(config: TrainConfig, branch: str) -> Pace:
     scenes = sorted(sources.test_scenes, key=lambda scene: scene.num_points)
     scene = scenes[len(scenes) // 2]
     voting = Voting(radius=config.data.radius, max_points=config.data.max_points, **asdict(config.eval))
-    decoder = untrained(branch, net, config, sources.store, voting)
+    # A new module takes as long as a trained one.
+    module = MODULES[MODULE_OF_BRANCH[branch]](net.tap.channels) if branch in MODULE_OF_BRANCH else None
+    decoder = decoder_of(branch, net, module, config, voting)
     seconds = evaluate(decoder, [scene], sources.store.classes, voting)["seconds"]
     return Pace(seconds / scene.num_points, 0.0, scene.num_points)
-
-
-def untrained(branch: str, net: TapBackbone, config: TrainConfig, store: SceneStore, voting: Voting) -> BasicBranch:
-    """A branch with a new module, which takes as long as a trained one."""
-    if branch == "cross":
-        partners, _ = split(store, config.data)
-        return CrossBranch(net, CSFR(net.tap.channels), partners, voting)
-    return IntraBranch(net, ISFR(net.tap.channels)) if branch == "intra" else BasicBranch(net)

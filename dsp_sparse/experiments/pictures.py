@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 
 from ..errors import UserError
-from .render import Camera, Drawing
+from .render import Camera, Drawing, spacing_of
 from .views import AffinityView, SceneView
 
 PIXELS = 700  # of the longer side of one panel
@@ -80,7 +80,7 @@ def affinity_picture(views: Sequence[AffinityView], rows: int = 4) -> bytes:
     Raises:
         UserError: matplotlib is missing.
     """
-    seen = [view for view in views if not view.source_ceiling.all() and not _is_ceiling(view)] or list(views)
+    seen = [view for view in views if not view.source_ceiling.all() and not view.of_ceiling] or list(views)
     modules = sorted({view.module for view in seen})
     labels = sorted({view.label for view in seen}, key=lambda label: -_points_of(seen, label))[:rows]
     first = {key: next(group) for key, group in groupby(sorted(seen, key=_key), _key)}
@@ -168,11 +168,6 @@ def _key(view: AffinityView) -> tuple[str, int]:
     return view.module, view.label
 
 
-def _is_ceiling(view: AffinityView) -> bool:
-    """Whether most of the chosen point's class in the target is hidden."""
-    return view.target_ceiling[view.target_labels == view.label].mean() > 0.5
-
-
 def _points_of(views: list[AffinityView], label: int) -> int:
     return max(int((view.target_labels == label).sum()) for view in views)
 
@@ -214,15 +209,6 @@ def _draw_ball(panel, points: np.ndarray, colours: np.ndarray) -> Camera:
     camera, _ = look(points, np.zeros(len(points), bool), spacing)
     _show(panel, Drawing.of(points, camera, spacing).paint(colours))
     return camera
-
-
-def spacing_of(points: np.ndarray, sample: int = 300) -> float:
-    """The spacing of the grid that points lie on, metres: the median distance to the third nearest of some of them."""
-    if len(points) < 4:
-        return 0.1
-    chosen = points[:: max(1, len(points) // sample)]
-    squared = [np.partition(((points - point) ** 2).sum(1), 3)[3] for point in chosen]
-    return float(np.sqrt(np.median(squared)))
 
 
 def _figure(width: float, height: float):

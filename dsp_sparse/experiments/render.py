@@ -106,3 +106,12 @@ class Drawing:
             step = padded[y : y + depth.shape[0], x : x + depth.shape[1]] - depth
             before += np.nan_to_num(step).clip(0, DEEP)
         return np.exp(-SHADE * before)
+
+
+def spacing_of(points: np.ndarray, sample: int = 300) -> float:
+    """The spacing of the grid that points lie on, metres: the median distance to the third nearest of some of them."""
+    if len(points) < 4:
+        return 0.1
+    chosen = points[:: max(1, len(points) // sample)]
+    squared = [np.partition(((points - point) ** 2).sum(1), 3)[3] for point in chosen]
+    return float(np.sqrt(np.median(squared)))

@@ -19,6 +19,21 @@ def seconds(values: Iterable[float], digits: int = 0) -> str:
     return f"{mean(values):.{digits}f}" if values else "-"
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def progress(runs: Sequence[dict]) -> str:
+    """How many of some runs have results and, if not all have, how many failed and how many are open."""
+    done, failed = (sum(key in run for run in runs) for key in ("results", "error"))
+    others = {"failed": failed, "open": len(runs) - done - failed}
+    missing = [f"{count} {what}" for what, count in others.items() if count]
+    return ", ".join([f"{done} of {len(runs)}", *missing]) if missing else f"{done}"
+
+
 def labels_of(run: dict) -> str:
     """What was labelled in a run, for people."""
     if "label_points" in run:
@@ -70,13 +85,12 @@ def comparison_table(runs: list[dict], paper: Sequence[dict] = ()) -> str:
     rows = []
     for (rate, backbone, method, engine), group in groups.items():
         done = [r["results"] for r in group if "results" in r]
-        failed = len(group) - len(done)
         baseline = groups.get((rate, backbone, "baseline", engine), [])
         row = {"labels": labels_of(group[0]), "backbone": backbone}
         if engines := any("engine" in run for run in runs):
             row["engine"] = engine or "-"
         row["method"] = method
-        row["seeds"] = f"{len(done)}" + (f", {failed} failed" if failed else "")
+        row["seeds"] = progress(group)
         row["mIoU %"] = spread(r["miou"] for r in done)
         row["vs. baseline"] = "" if method == "baseline" else spread(differences(group, baseline), signed=True)
         row["OA %"] = spread(r["overall_accuracy"] for r in done)

@@ -99,6 +99,12 @@ class AffinityView:
     context_colours: np.ndarray
     context_ceiling: np.ndarray
 
+    @property
+    def of_ceiling(self) -> bool:
+        """Whether a look from above leaves out most points of the chosen point's class in the target."""
+        own = self.target_ceiling[self.target_labels == self.label]
+        return bool(own.size) and bool(own.mean() > 0.5)
+
 
 def scene_view(runs: Mapping[str, str | Path], store: SceneStore, scene: Scene, max_points: int = 60_000) -> SceneView:
     """A scene as several runs see it.
@@ -201,12 +207,12 @@ def affinity_view(run: str | Path, scene: Scene, per_class: int = 1) -> list[Aff
     opened = TrainedRun.open(run)
     ball = richest_ball(opened, scene)
     labels = np.unique(ball.labels[ball.labels >= 0]).tolist()
-    chosen = [(module, label) for module in sorted(opened.modules) for label in labels]
     views = []
-    for module, label in tqdm(chosen, desc=f"affinity of {opened.folder.name}", unit="class", leave=False):
-        source = ball if module == "isfr" else partner_with(opened, label)
-        if source is not None:
-            views += _look(opened, module, ball, source, label, per_class)
+    for module in sorted(opened.modules):
+        for label in labels:
+            source = ball if module == "isfr" else partner_with(opened, label)
+            if source is not None:
+                views += _look(opened, module, ball, source, label, per_class)
     return views
 
 

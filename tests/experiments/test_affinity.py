@@ -1,6 +1,7 @@
 """Shares of affinity, against loops over single points and against what uniform affinity must give."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -178,6 +179,19 @@ def test_shares_are_measured_once(run, monkeypatch):
     assert affinity_shares(run, PAIRS, seed=1) != shares
     (run / FILE).write_text('{"shares"')
     assert affinity_shares(run, PAIRS) == shares
+
+
+def test_another_store_in_the_place_of_the_first_is_measured_anew(run, rooms_store, tmp_path):
+    """Shares are of the scenes, too: those that were kept are not of the scenes that are there now."""
+    place = tmp_path / "store"
+    shutil.copytree(rooms_store.path, place)
+    config = (run / "config.yaml").read_text().replace(str(rooms_store.path), str(place))
+    (run / "config.yaml").write_text(config)
+    first = affinity_shares(run, PAIRS)
+    groups = {"Area_1": "Area_2", "Area_2": "Area_1"}
+    scenes = [{**scene, "group": groups[scene["group"]]} for scene in rooms_store.manifest["scenes"]]
+    write_json(place / "manifest.json", rooms_store.manifest | {"scenes": scenes})
+    assert affinity_shares(run, PAIRS) != first
 
 
 def test_a_run_without_modules_has_no_shares(run):

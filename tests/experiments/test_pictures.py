@@ -18,10 +18,9 @@ from dsp_sparse.experiments.pictures import (
     error_colours,
     look,
     segmentation_picture,
-    spacing_of,
     walls_before,
 )
-from dsp_sparse.experiments.render import Camera, Drawing
+from dsp_sparse.experiments.render import Camera, Drawing, spacing_of
 from dsp_sparse.experiments.views import AffinityView, SceneView
 
 RED, BLUE = np.array([[255, 0, 0]], np.uint8), np.array([[0, 0, 255]], np.uint8)

@@ -13,8 +13,8 @@ from scipy import stats
 
 from dsp_sparse.config import CompareConfig, DataConfig, PaperScore, TrainConfig, Variant
 from dsp_sparse.errors import UserError
-from dsp_sparse.experiments.compare import Cell
 from dsp_sparse.experiments.evaluation import evaluate_run
+from dsp_sparse.experiments.matrix import Cell
 from dsp_sparse.experiments.report import write_report
 from dsp_sparse.experiments.report.confusion import heat_map
 from dsp_sparse.experiments.report.evidence import shares_table
@@ -167,11 +167,11 @@ def test_what_failed_and_what_is_open_is_told(comparison):
     page, _ = report(config, [run for run in runs if run is not runs[1]], folder)
     head, _, baseline, method = page.tables["Mean ± standard deviation over seeds 0, 1, 2"]
     rows = [dict(zip(head, row, strict=True)) for row in (baseline, method)]
-    assert [row["runs"] for row in rows] == ["2, 1 open", "2, 1 failed"]
+    assert [row["runs"] for row in rows] == ["2 of 3, 1 open", "2 of 3, 1 failed"]
     assert [row["mIoU %"] for row in rows] == ["44.0 ± 5.7", "46.0 ± 1.4"]
     assert rows[1]["vs. baseline"] == "+5.0", "seed 0 alone has both"
     assert "kpfcnn csfr-isfr, 10 % labelled, seed 2: FloatingPointError: the loss is nan" in page.text
-    assert "4 of 6 runs finished, 1 failed, 1 open" in page.text
+    assert "finished runs: 4 of 6, 1 failed, 1 open" in page.text
 
 
 def test_a_variant_is_no_run_of_its_method(comparison):
@@ -265,7 +265,7 @@ def test_the_papers_figures_stand_beside_a_backbone_that_it_does_not_have():
 def unfinished(rooms_store, make_run):
     """A run folder with three epochs of two stages."""
     run = make_run(rooms_store)
-    seconds = {"data": 0.1, "forward": 3.0, "backward": 4.0, "total": 10.0}
+    seconds = {"geometry": 0.1, "forward": 3.0, "backward": 4.0, "total": 10.0}
     lines = [
         {"stage": stage, "objective": name, "epoch": 1, "losses": losses, "seconds": seconds}
         for stage, name, losses in (
@@ -287,11 +287,11 @@ def test_an_unfinished_run_has_curves(unfinished):
         assert f'aria-label="{name} by epoch"' in markup
     assert "segmentation, cross branch" not in markup
     assert markup.count('class="break"') == 3, "one a panel, where the second stage begins"
-    head, first, _ = page.tables["Milliseconds a training step, median over the epochs of all runs"]
+    head, first, _ = page.tables["Milliseconds a training step, in the epoch of median length of all runs"]
     row = dict(zip(head, first, strict=True))
-    steps = 500
-    assert row["whole"] == f"{10_000 / steps:.0f}" and row["forward"] == f"{3000 / steps:.1f}"
-    assert row["stage"] == "csfr" and "pyramid" not in row
+    parts = {"pyramid": "0.2", "forward": "6.0", "backward": "8.0", "rest": "5.8"}
+    assert {name: row[name] for name in head[4:]} == parts, "of 500 steps"
+    assert row["stage"] == "csfr" and row["whole"] == "20.0" and sum(map(float, parts.values())) == 20
     assert not {"scene", "confusion", "classes"} & set(page.ids)
 
 

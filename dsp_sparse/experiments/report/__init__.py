@@ -1,10 +1,9 @@
 """A report of a run or a comparison: one HTML file that needs nothing beside it."""
 
 import re
+import sys
 from importlib import resources
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ...files import atomic_path
 from .confusion import confusion_section
@@ -47,12 +46,10 @@ def write_report(path: str | Path, out: str | Path | None = None, full: str | Pa
         *evidence.steps(),
         ("settings", lambda: settings_section(subject)),
     ]
-    sections = []
-    with tqdm(steps, desc="report", unit="part") as bar:
-        for name, make in bar:
-            bar.set_postfix_str(name)
-            sections.append(make())
-    body = "".join(sections)
+    body = ""
+    for number, (name, make) in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {name}", file=sys.stderr, flush=True)
+        body += make()
     files = resources.files(__name__)
     page = PAGE.format(
         title=text(subject.title),

@@ -1,8 +1,9 @@
 """How training went: the losses epoch by epoch, and where the time of a step went."""
 
 from collections.abc import Sequence
-from statistics import mean, median
+from statistics import mean
 
+from ...training.epoch import PARTS as STEP_PARTS
 from ..table import group_runs, method_of, methods_by_place
 from .html import legend, paragraph, section, table, text
 from .sources import Subject, place_of
@@ -17,15 +18,8 @@ LOSSES = {
     "seg_s": "segmentation, intra branch",
     "reg": "kernel point regularisation",
 }
-# What a step spends its time on, by its name in the metrics.
-PARTS = {
-    "data": "data",
-    "geometry": "pyramid",
-    "forward": "forward",
-    "backward": "backward",
-    "optimiser": "optimiser",
-    "wait": "other processes",
-}
+# What a step spends its time on, by its name in the metrics, and what is left of it.
+PARTS = {**STEP_PARTS, "rest": "rest"}
 
 
 def curve_section(subject: Subject) -> str:
@@ -87,33 +81,41 @@ def _breaks(own: dict[str, list[dict]]) -> list[float]:
 
 def time_section(subject: Subject) -> str:
     """Milliseconds of a step by what they were spent on, for every stage of every method."""
-    spent: dict[tuple, list[dict]] = {}
+    epochs: dict[tuple, list[dict]] = {}
     for (_, backbone, method, engine), group in group_runs(subject.runs).items():
         for run in group:
             for line in run["metrics"]:
                 steps = run["config"].optim.steps_per_epoch
-                one = {name: 1000 * seconds / steps for name, seconds in line["seconds"].items()}
-                spent.setdefault((backbone, engine or "", method, line["objective"]), []).append(one)
-    if not spent:
+                parts = {name: 1000 * seconds / steps for name, seconds in line["seconds"].items()}
+                whole = parts.pop("total")
+                spent = {**parts, "rest": whole - sum(parts.values()), "total": whole}
+                epochs.setdefault((backbone, engine or "", method, line["objective"]), []).append(spent)
+    if not epochs:
         return ""
-    rows, means = [], {}
-    for key, lines in spent.items():
-        names = [name for name in (*PARTS, "total") if any(name in line for line in lines)]
-        means[key] = {name: median(line.get(name, 0.0) for line in lines) for name in names}
-    whole = max(parts["total"] for parts in means.values())
-    known = [name for name in PARTS if any(name in parts for parts in means.values())]
+    # One epoch, so that its parts add up.
+    typical = {key: sorted(lines, key=lambda line: line["total"])[len(lines) // 2] for key, lines in epochs.items()}
+    names = [name for name in PARTS if any(name in parts for parts in typical.values())]
     hues = {name: f"var(--part-{number})" for number, name in enumerate(PARTS)}
-    for (backbone, engine, method, stage), parts in means.items():
-        shares = [(f"{PARTS[name]}: {parts[name]:.1f} ms", parts[name], hues[name]) for name in known if name in parts]
+    longest = max(parts["total"] for parts in typical.values())
+    rows = []
+    for (backbone, engine, method, stage), parts in typical.items():
+        own = [name for name in names if name in parts]
+        shares = [(f"{PARTS[name]}: {parts[name]:.1f} ms", parts[name], hues[name]) for name in own]
         name = f"{' on '.join(filter(None, (backbone, engine)))} {method}"
-        cells = [f"{parts[name]:.1f}" if name in parts else "" for name in known]
-        rows.append([text(name), text(stage), f"<b>{parts['total']:.0f}</b>", shares_bar(shares, whole), *cells])
+        cells = [f"{parts[name]:.1f}" if name in own else "" for name in names]
+        rows.append([text(name), text(stage), f"<b>{parts['total']:.1f}</b>", shares_bar(shares, longest), *cells])
     rows.sort(key=lambda row: row[0].split()[0])
-    head = ["method", "stage", "whole", "parts", *(PARTS[name] for name in known)]
+    titles = [PARTS[name] for name in names]
     return section(
         "time",
         "Time of a step",
-        legend([PARTS[name] for name in known], [hues[name] for name in known]),
-        table("Milliseconds a training step, median over the epochs of all runs", head, rows, labels=2, kind="bars"),
+        legend(titles, [hues[name] for name in names]),
+        table(
+            "Milliseconds a training step, in the epoch of median length of all runs",
+            ["method", "stage", "whole", "parts", *titles],
+            rows,
+            labels=2,
+            kind="bars",
+        ),
         paragraph("Pyramid: neighbourhoods and subsampled levels of KPFCNN, kernel maps of MinkUNet."),
     )

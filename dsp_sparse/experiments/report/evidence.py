@@ -78,7 +78,7 @@ class Evidence:
                 full = beside if beside and beside.get("label_rate") == 1.0 else None
                 png = segmentation_picture(self._views, self._name(run), full and self._name(full))
                 words = f"{name_of(run)} labelled, seed {run['seed']}"
-                words += f"; full supervision: {name_of(full)}" if full else ""
+                words += f"; full supervision: {name_of(full)}, seed {full['seed']}" if full else ""
                 parts.append(picture(png, f"Segmentations of {len(self._views)} test scenes by {words}", f"{words}."))
         except UserError as error:
             return section("pictures", title, paragraph(f"Not shown: {error}"))

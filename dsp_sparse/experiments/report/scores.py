@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 from ..evaluation import MODULE_OF_BRANCH
-from ..table import differences, errors, group_runs, spread
+from ..table import differences, duration, errors, group_runs, progress, spread
 from .html import bullets, legend, paragraph, section, table, text
 from .sources import Subject, classes_of, place_of
 from .svg import Bar, bar_chart, colour
@@ -56,24 +56,10 @@ def score_section(subject: Subject) -> str:
     return section("scores", "Scores", table(caption, head, rows), paragraph(" ".join(notes)), failures(subject))
 
 
-def progress(group: Sequence[dict]) -> str:
-    """How many of the runs are finished, failed and open."""
-    done, failed = (sum(key in run for run in group) for key in ("results", "error"))
-    counts = {"": done, " failed": failed, " open": len(group) - done - failed}
-    return ", ".join(f"{count}{what}" for what, count in counts.items() if count or not what)
-
-
 def failures(subject: Subject) -> str:
     """What failed, and why."""
     found = [f"{what}: {' '.join(error.split())}" for run in subject.runs for what, error in errors(run)]
     return f'<div class="failed"><h3>Failed</h3>{bullets(found)}</div>' if found else ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Printed:

@@ -7,9 +7,8 @@ import yaml
 
 from ...config import TrainConfig
 from ...training.environment import read_environment
-from ..table import labels_of, method_of
+from ..table import labels_of, method_of, progress
 from .html import folded, paragraph, section, text
-from .scores import progress
 from .sources import Subject
 
 
@@ -26,8 +25,7 @@ def heading(subject: Subject) -> str:
     if subject.written:
         facts = [f"Results of {subject.written:%d %B %Y, %H:%M} UTC"]
     if len(runs) > 1:
-        done, *rest = progress(runs).split(", ")
-        facts.append(", ".join([f"{done} of {len(runs)} runs finished", *rest]))
+        facts.append(f"finished runs: {progress(runs)}")
     if subject.version:
         facts.append(f"dsp-sparse {subject.version}")
     title = f"<h1>{text(subject.title)}</h1>"

@@ -10,8 +10,8 @@ from ...errors import UserError
 from ...training.environment import read_environment
 from ...training.run import load_config, parse_config, read_metrics
 from ...training.scores import read_scores
-from ..compare import Cell, cells, run_folder
 from ..evaluation import MODULE_OF_BRANCH, evaluation_file
+from ..matrix import cells, run_folder
 from ..table import labels_of, method_of
 
 # What is beside the results of a run whose folder is gone.
@@ -123,7 +123,7 @@ def _comparison(folder: Path) -> Subject:
     config = _parse(settings, file)
     runs = []
     for cell in cells(config):
-        known = next((run for run in ended if _is_of(run, cell)), cell.labels)
+        known = next(filter(cell.describes, ended), cell.labels)
         place = run_folder(config, folder, cell)
         same = "results" not in known or known["results"].get("confusion") == _confusion_in(place)
         runs.append(known | (_remains(place) if same else NOTHING))
@@ -141,14 +141,9 @@ def _comparison(folder: Path) -> Subject:
 def _parse(settings: dict, file: Path) -> CompareConfig:
     """The settings of a comparison; settings that are newer than its results have their defaults."""
     try:
-        return parse_config(settings, CompareConfig, "comparison")
+        return parse_config(settings, CompareConfig)
     except UserError as error:
         raise UserError(f"{file}: not the settings of a comparison ({error})") from None
-
-
-def _is_of(run: dict, cell: Cell) -> bool:
-    """Whether a run in the results is that cell's: a variant is not a run of the method that it varies."""
-    return {name: run.get(name) for name in asdict(cell)} == asdict(cell)
 
 
 def _confusion_in(folder: Path) -> list | None:

@@ -171,9 +171,10 @@
   const active = () => modes[radios.findIndex(radio => radio.checked)];
   const narrow = () => canvas.clientWidth < canvas.clientHeight * 1.1;
   // Other points need another look at them; other colours of the same do not.
-  let looked = null;
+  let looked = null, stacked = null;
   function choose(again) {
     const mode = active();
+    stacked = narrow();
     if (mode.run) last = mode.run;
     choosing.hidden = !mode.affinity;
     shown = mode.points();
@@ -424,5 +425,9 @@
   start();
   resize();
   choose(true);
-  new ResizeObserver(() => { resize(); draw(); }).observe(canvas);
+  new ResizeObserver(() => {
+    resize();
+    if (active().affinity && stacked !== narrow()) choose(true); // a phone was turned: what was above is left now
+    else draw();
+  }).observe(canvas);
 })();

@@ -2,11 +2,11 @@
 
 import base64
 import json
-import math
 from importlib import resources
 
 import numpy as np
 
+from ..render import spacing_of
 from ..views import AffinityView, SceneView, shown_rows
 from .html import paragraph, section, text
 
@@ -27,14 +27,14 @@ def viewer_section(view: SceneView, affinity: list[tuple[str, AffinityView]], sp
         {
             "name": f"{one.module.upper()}, {one.classes[one.label]}{f' ({run})' if run else ''}",
             "label": one.label,
-            "ceiling": of_ceiling(one),
+            "ceiling": one.of_ceiling,
             "source": clouds.add(one.source, one.source_colours, one.source_labels, one.source_ceiling),
             "context": clouds.add(one.context, one.context_colours, None, one.context_ceiling),
             "target": clouds.add(one.target, one.target_colours, one.target_labels, one.target_ceiling),
             "weight": _encoded(one.affinity[shown_rows(len(one.source), LIMIT)].astype("<f4")),
             "point": [round(float(x), 4) for x in one.point],
         }
-        for run, one in sorted(affinity, key=lambda pair: of_ceiling(pair[1]))
+        for run, one in sorted(affinity, key=lambda pair: pair[1].of_ceiling)
     ]
     data = {
         "scene": packed(view.points, view.colours, view.labels, view.ceiling, spacing),
@@ -67,12 +67,6 @@ FALLBACK = (
     "This view needs scripts and WebGL, which this browser does not have or does not allow; the pictures on this page "
     "show the same scenes."
 )
-
-
-def of_ceiling(one: AffinityView) -> bool:
-    """Whether the class of the chosen point is what a view from above leaves out."""
-    own = one.target_ceiling[one.target_labels == one.label]
-    return bool(own.size) and bool(own.mean() > 0.5)
 
 
 class Clouds:
@@ -115,16 +109,6 @@ def packed(points: np.ndarray, colours: np.ndarray, labels: np.ndarray, ceiling:
         "label": _encoded(_labels(labels)),
         "ceiling": _encoded(ceiling.astype(np.uint8)),
     }
-
-
-def spacing_of(points: np.ndarray, sample: int = 200) -> float:
-    """The median distance `[metres]` of points to their nearest neighbour, by some of them; 0.1 of a single point."""
-    if len(points) < 2:
-        return 0.1
-    some = np.random.default_rng(0).choice(len(points), min(sample, len(points)), replace=False)
-    squares = ((points[some, None] - points[None]) ** 2).sum(2)
-    squares[np.arange(len(some)), some] = np.inf
-    return math.sqrt(float(np.median(squares.min(1))))
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
