@@ -64,10 +64,8 @@ class Browser:
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
-        phone = width < 600
-        self(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
-        )
+        self._phone = width < 600
+        self.resize(width, height)
         self(
             "Emulation.setEmulatedMedia",
             features=[dict(name="prefers-color-scheme", value="dark" if dark else "light")],
@@ -109,6 +107,11 @@ class Browser:
         self("Page.navigate", url=file.resolve().as_uri())
         self._until(lambda: self._loaded)
         self.requests.remove(file.resolve().as_uri())
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the window another size, or turn a phone."""
+        more = {"deviceScaleFactor": 1 + self._phone, "mobile": self._phone}
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, **more)
 
     def run(self, script: str):
         """The value of a JavaScript expression in the page."""

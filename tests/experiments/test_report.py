@@ -15,12 +15,13 @@ from dsp_sparse.config import CompareConfig, DataConfig, PaperScore, TrainConfig
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.matrix import Cell
-from dsp_sparse.experiments.report import write_report
+from dsp_sparse.experiments.report import evidence, write_report
 from dsp_sparse.experiments.report.confusion import heat_map
-from dsp_sparse.experiments.report.evidence import shares_table
+from dsp_sparse.experiments.report.evidence import Evidence, shares_table
 from dsp_sparse.experiments.report.html import text
 from dsp_sparse.experiments.report.order import Pair, pairs_of
 from dsp_sparse.experiments.report.scores import Printed
+from dsp_sparse.experiments.report.sources import read_subject
 from dsp_sparse.experiments.report.svg import limits, log_ticks, ticks
 from dsp_sparse.experiments.report.viewer import LIMIT, packed, viewer_section
 from dsp_sparse.experiments.views import AffinityView, SceneView
@@ -315,6 +316,19 @@ def test_a_store_that_is_gone_is_told_where_pictures_would_be(unfinished, tmp_pa
     assert f"Not shown: {tmp_path}/gone: not a scene store" in page.text
     assert "scene" not in page.ids and "confusion" in page.ids and "curves" in page.ids
     assert not (unfinished / "report.html").exists()
+
+
+def test_full_supervision_is_named_with_its_seed(make_run, rooms_store, monkeypatch):
+    weak, full = make_run(rooms_store, "weak"), make_run(rooms_store, "full")
+    finish(weak)
+    settings = (full / "config.yaml").read_text()
+    (full / "config.yaml").write_text(
+        settings.replace("label_rate: 0.1", "label_rate: 1.0").replace("\nseed: 0", "\nseed: 7")
+    )
+    monkeypatch.setattr(Evidence, "_look", lambda self: None)
+    monkeypatch.setattr(evidence, "segmentation_picture", lambda views, weak, full: f"{weak} | {full}".encode())
+    markup = Evidence(read_subject(weak), full).scenes()
+    assert "kpfcnn csfr, 10 % labelled, seed 0; full supervision: kpfcnn csfr, 100 %, seed 7." in Page(markup).text
 
 
 def test_bad_folders(tmp_path, rooms_store, make_run, unfinished):

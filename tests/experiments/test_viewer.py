@@ -220,6 +220,25 @@ def test_affinity_of_chosen_points(page, browse):
     assert browser.complaints == []
 
 
+def test_a_turned_phone_shows_affinity_side_by_side(page, browse):
+    """What stood above and below stands left and right, as if the page had been opened so; and back."""
+    browser = browse(PHONE)
+    browser.open(page)
+    choose(browser, "Affinity")
+    upright, legend = pixels(browser), "document.getElementById('shown').textContent"
+    assert "below: the chosen point" in browser.run(legend)
+    browser.resize(*PHONE[::-1])
+    turned = pixels(browser)
+    assert "right: the chosen point" in browser.run(legend)
+    width = turned.shape[1]
+    red = (turned[..., 0] > 200) & (turned[..., 1:] < 30).all(2)
+    assert red[:, width // 2 :].sum() > 20, "the chosen point is on the right"
+    halves = drawn(turned)[:, : width // 2], drawn(turned)[:, width // 2 :]
+    assert all(half.mean() > 0.1 for half in halves)
+    browser.resize(*PHONE)
+    assert np.array_equal(pixels(browser), upright)
+
+
 def test_the_ceiling_comes_back(page, browse, rooms_store):
     browser = browse()
     browser.open(page)
