@@ -8,6 +8,9 @@ def main() -> NoReturn:
     """Run the program; where a package that it needs is missing or broken, say so, the doctor at length."""
     try:
         from .cli import main
+    except KeyboardInterrupt:  # the imports take seconds
+        print("interrupted: nothing was begun", file=sys.stderr)
+        sys.exit(130)
     except (ImportError, OSError) as error:  # OSError: a library that a package was compiled for
         from .doctor import diagnose
 

@@ -5,6 +5,7 @@ import re
 import sys
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -16,6 +17,8 @@ from . import __version__
 from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process, together
 from .errors import UserError
+from .files import require_writable
+from .settings import build, settings_text
 from .training.stop import Interrupted, terminate_as_interrupt
 from .wording import reworded
 
@@ -36,6 +39,7 @@ def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas
     """
     from .data import generate_rooms
 
+    require_writable("out", out, folder=True)
     generate_rooms(out, rooms, points, seed, areas, workers, progress=True)
 
 
@@ -65,6 +69,7 @@ def prepare(
     from .data import prepare as write_store
     from .data.prepare import BrokenCloudsError
 
+    require_writable("store", store, folder=True)
     if dataset == "clouds" and config is None:
         raise UserError("the data set clouds needs --config, a YAML that describes the files (configs/data/lidar.yaml)")
     if dataset != "clouds" and config is not None:
@@ -201,6 +206,9 @@ def predict(
     from .experiments.prediction import predict
 
     join()
+    if out is not None and Path(source).is_dir():
+        with together():
+            require_writable("out", out, folder=True)
     failed = predict(run, source, out, format, pattern, columns, votes, rotations, device, engine)
     return int(failed > 0)
 
@@ -227,6 +235,8 @@ def report(path: str, out: str | None = None, full: str | None = None) -> None:
     from .experiments.report import write_report
 
     require_one_process("report")
+    if out is not None:
+        require_writable("out", out, folder=False)
     print(f"written to {write_report(path, out, full)}")
 
 
@@ -261,8 +271,9 @@ def train(config: TrainConfig, out: str, resume: bool = False) -> None:
     from .training.run import require_run
 
     join()
-    if resume:
-        with together():
+    with together():
+        require_writable("out", out, folder=True)
+        if resume:
             require_run(out)
     results = train(config, out)
     if rank() == 0:
@@ -280,6 +291,9 @@ def compare(config: CompareConfig, out: str) -> int:
     from .experiments.table import errors
 
     require_one_process("compare")
+    require_writable("out", out, folder=True)
+    if config.runs is not None:
+        require_writable("runs", config.runs, folder=True)
     report = compare(config, out)
     print((Path(out) / "table.md").read_text())
     return int(any(map(errors, report["runs"])))
@@ -296,6 +310,7 @@ def estimate(config: CompareConfig, out: str, steps: int = 8) -> None:
     from .experiments.estimate import estimate, estimate_table
 
     require_one_process("estimate")
+    require_writable("out", out, folder=True)
     print(estimate_table(estimate(config, out, steps)))
 
 
@@ -303,6 +318,13 @@ def fail(program: str, message: object) -> int:
     """Print a one-line error and return 2, the exit code of bad input."""
     print(f"{program}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
+
+
+def require_values(arguments: dict) -> None:
+    """Raise a UserError for an argument that is empty: an empty path would be the current folder."""
+    for name, value in arguments.items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise UserError(f"{name} must not be empty, got {value!r}")
 
 
 def plain_parser(function: Callable) -> ArgumentParser:
@@ -339,6 +361,14 @@ class Words(Action):
         setattr(namespace, self.dest, words)
 
 
+class SettingsFile(ActionConfigFile):
+    """Reads a settings file, strictly."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        settings_text(values)
+        super().__call__(parser, namespace, values, option_string)
+
+
 def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     """A subcommand that reads a settings file; every setting is a flag, too.
 
@@ -346,7 +376,7 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     """
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
     parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
-    parser.add_argument("--config", action=ActionConfigFile, help="settings file (or the first argument)")
+    parser.add_argument("--config", action=SettingsFile, help="settings file (or the first argument)")
     described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
     for name, argument in own_arguments(function).items():
         if argument.annotation is bool:
@@ -366,14 +396,15 @@ def own_arguments(function: Callable) -> dict[str, inspect.Parameter]:
     return {name: a for name, a in inspect.signature(function).parameters.items() if name != "config"}
 
 
-def from_file(parser: ArgumentParser, function: Callable, argv: Sequence[str], message: str) -> bool:
-    """Whether the settings file of `argv` is refused with this message when no setting is a flag."""
-    required = [name for name, a in own_arguments(function).items() if a.default is a.empty]
-    try:
-        parser.parse_args([*argv[:3], *(f"--{name}=." for name in required)])
-    except ArgumentError as error:
-        return str(error) == message
-    return False
+PLAIN = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, report, doctor)}
+WITH_SETTINGS = {
+    "train": (train, TrainConfig),
+    "compare": (compare, CompareConfig),
+    "estimate": (estimate, CompareConfig),
+}
+
+# What these have finished is kept, the other commands begin anew.
+KEEPING = ("rooms", "prepare", "predict", "train", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -381,46 +412,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 1 a run failed or a part is broken, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
-    plain = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, report, doctor)}
-    with_settings = {
-        "train": (train, TrainConfig),
-        "compare": (compare, CompareConfig),
-        "estimate": (estimate, CompareConfig),
-    }
-    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    parsers = {name: plain_parser(function) for name, function in plain.items()}
-    parsers |= {name: settings_parser(*pair) for name, pair in with_settings.items()}
-    for name, sub in parsers.items():
-        commands.add_subcommand(name, sub, help=sub.description.partition("\n")[0])
-
-    typed = list(sys.argv[1:] if argv is None else argv)
-    # Flags may be written with hyphens, too.
-    argv = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in typed]
-    as_typed = {word: original for word, original in zip(argv, typed, strict=True) if word != original}
-    if len(argv) > 1 and argv[0] in with_settings and not argv[1].startswith("-"):
-        argv.insert(1, "--config")
-    name = argv[0] if argv and argv[0] in parsers else ""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv and argv[0] in (*PLAIN, *WITH_SETTINGS) else ""
     program = f"dsp-sparse {name}".strip()
     try:
         with terminate_as_interrupt():
-            parsed = parser.parse_args(argv)
-            arguments = parsed[parsed.command]
-            if name in plain:
-                code = plain[name](**vars(arguments))
-            else:
-                function, settings = with_settings[name]
-                values = vars(parsers[name].instantiate(arguments))
-                values.pop("config")
-                own = {key: values.pop(key) for key in own_arguments(function)}
-                code = function(settings(**values), **own)
-    except ArgumentError as error:
-        message = reworded(re.sub(rf"\b{name}\.(?=\w)", "", str(error)) if name else str(error))
-        for word, original in as_typed.items():
-            message = message.replace(word, original)
-        if "--config" in argv[1:2] and from_file(parser, with_settings[name][0], argv, str(error)):
-            message += f" (settings file: {argv[2]})"
-        code = fail(program, message)
+            code = execute(name, argv)
     except (UserError, OSError) as error:  # OSError: a file that cannot be read or written
         code = fail(program, error)
     except FloatingPointError as error:  # a training that diverged, not bad input
@@ -435,6 +432,75 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = end.code
     except KeyboardInterrupt as stop:
         if rank() == 0:
-            print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+            left = "goes on with what is not finished" if name in KEEPING else "begins anew"
+            print(f"interrupted: the same command {left}", file=sys.stderr)
         code = stop.code if isinstance(stop, Interrupted) else 130
     leave(code or 0)
+
+
+def hint(command: str, parser: ArgumentParser, words: Sequence[str], error: ArgumentError) -> str:
+    """What to add to the message on settings that are refused: the settings file, if it is that which is wrong."""
+    if not any(re.match("--config(=|$)", word) for word in words):
+        missing = re.match("the following arguments are required|unrecognized arguments", str(error))
+        return f"; settings are a file, which comes first: dsp-sparse {command} SETTINGS.yaml" if missing else ""
+    function, settings = WITH_SETTINGS[command]
+    required = [name for name, a in own_arguments(function).items() if a.default is a.empty]
+    try:
+        parser.parse_args([*words[:2], *(f"--{name}=." for name in required)])
+    except ArgumentError as without_flags:
+        if str(without_flags) == str(error):
+            return f" (settings file: {words[1]}{other_command(settings, reworded(str(error)))})"
+    return ""
+
+
+def other_command(settings: type, message: str) -> str:
+    """Which command a settings file may be for, if the message is that there is no such setting as it has."""
+    unknown = re.match(r"there is no setting (\w+)", message)
+    for command, (_, kind) in WITH_SETTINGS.items():
+        if unknown and unknown[1] in names_of(kind) - names_of(settings):
+            return f"; is it one for `dsp-sparse {command}`?"
+    return ""
+
+
+def names_of(settings: type) -> set[str]:
+    """The names of settings."""
+    return {field.name for field in fields(settings)}
+
+
+def execute(name: str, argv: Sequence[str]) -> int | None:
+    """Run the subcommand `name` with the command line `argv`, which begins with it; returns its exit code, None for 0.
+
+    Raises:
+        UserError: an argument or a setting that is refused; and whatever the subcommand raises.
+        SystemExit: help or the version was asked for.
+    """
+    parsers = {command: plain_parser(function) for command, function in PLAIN.items()}
+    parsers |= {command: settings_parser(*pair) for command, pair in WITH_SETTINGS.items()}
+    program = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
+    commands = program.add_subcommands(dest="command", metavar="COMMAND")
+    for command, parser in parsers.items():
+        commands.add_subcommand(command, parser, help=parser.description.partition("\n")[0])
+    if not argv:
+        raise UserError(f"expected a command, one of {', '.join(parsers)}; dsp-sparse --help explains them")
+    # Flags may be written with hyphens, too.
+    words = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv]
+    as_typed = {word: original for word, original in zip(words, argv, strict=True) if word != original}
+    if name in WITH_SETTINGS and words[1:] and not words[1].startswith("-"):
+        words.insert(1, "--config")
+    try:
+        parsed = parsers[name].parse_args(words[1:]) if name else program.parse_args(words)
+    except ArgumentError as error:
+        message = reworded(str(error))
+        for word, original in as_typed.items():
+            message = message.replace(word, original)
+        if name in WITH_SETTINGS:
+            message += hint(name, parsers[name], words[1:], error)
+        raise UserError(message) from None
+    if name in PLAIN:
+        own = vars(parsed)
+        require_values(own)
+        return PLAIN[name](**own)
+    function, settings = WITH_SETTINGS[name]
+    own = {key: parsed[key] for key in own_arguments(function)}
+    require_values(own)
+    return function(build(settings, parsed), **own)

@@ -80,6 +80,26 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(name: str, path: str | os.PathLike, *, folder: bool) -> None:
+    """Raise a UserError unless there is a folder or a file to write at `path`, or can be; nothing is written.
+
+    Args:
+        name: the argument that `path` is the value of, for the message.
+        path: where something is to be written when all the work is done.
+        folder: whether it is a folder, not a file.
+    """
+    expected = f"{name} must be a {'folder' if folder else 'file'} to write, got {path}"
+    if os.path.exists(path) and os.path.isdir(path) != folder:
+        raise UserError(f"{expected}, which is a {'file' if folder else 'folder'}")
+    place = Path(path) if folder else Path(path).parent
+    while not os.path.exists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{expected}; {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{expected}; nothing can be written into {place}")
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:

@@ -7,8 +7,8 @@ KINDS = {
     "float": "a finite number",
     "bool": "true or false",
     "str": "text",
-    "list": "a list",
-    "tuple": "a list",
+    "list": "a list like [a, b]",
+    "tuple": "a list like [a, b]",
     "dict": "names with values",
     "NoneType": "null",
 }
@@ -21,12 +21,17 @@ def misfit(message: str) -> tuple[str, str, str] | None:
     """
     text = " ".join(message.split())
     kinds = re.findall(r"Expected a <class '(\w+)'>", text)
-    key, expected = re.match(r'Parser key "(.+?)":', text), [KINDS.get(kind) for kind in kinds]
+    key, expected = key_of(text), [KINDS.get(kind) for kind in kinds]
     if choices := re.search(r"Expected a typing.Literal\[(.+?)\]", text):
         expected.append(f"one of {choices[1]}".replace("'", ""))
     if not key or not expected or None in expected:
         return None
-    return key[1], " or ".join(expected), text.rpartition("value: ")[2]
+    return key, " or ".join(expected), text.rpartition("value: ")[2]
+
+
+def key_of(text: str) -> str:
+    """The setting that a message is about; of one in an entry of a list, the names of both."""
+    return ".".join(re.findall(r'Parser key "(.+?)":', text))
 
 
 def reworded(message: str) -> str:
@@ -35,12 +40,13 @@ def reworded(message: str) -> str:
     if found := misfit(text):
         key, expected, value = found
         return f"{key} must be {expected}, got {value}"
-    if name := re.fullmatch(r"(?:Option|Subcommand '\w+' does not accept option) '(.+?)'(?: is not accepted)?", text):
-        return f"there is no setting {name[1]}"
-    if problem := re.match(r"Problems parsing config: (.*)", text):
-        place = re.compile(r' in "[^"]*", line (\d+), column (\d+)')
-        line, column = place.findall(problem[1])[-1] if place.search(problem[1]) else ("?", "?")
-        return f"not YAML in line {line}, column {column}: {place.sub('', problem[1])}"
-    if content := re.match(r"Unexpected config: ?(.*)", text):
-        return f"expected settings by name, got {content[1] or 'nothing'}"
+    key = key_of(text)
+    if name := re.search(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", text):
+        return f"there is no setting {'.'.join(filter(None, (key, *name.groups())))}"
+    if key and (names := re.search(r"the following arguments are required: (.*)", text)):
+        return f"an entry of {key} lacks {names[1]}"
+    if entry := re.search(r"Not a valid subclass of \w+\. Got value: (.*?) Subclass types expect", text):
+        return f"an entry of {key} must be settings by name, got {entry[1]}"
+    if section := re.search(r'Unable to load config "(.*)"', text):
+        return f"{key.partition('.')[0]} must be given setting by setting, got {section[1]}"
     return text

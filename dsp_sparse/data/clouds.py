@@ -9,6 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError
+from ..settings import settings_text
 from ..wording import misfit, reworded
 from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, files_below, relabel
 from .readers import SUFFIXES, cloud_of, columns_of, read_chunks
@@ -42,15 +43,10 @@ class CloudConfig:
     @classmethod
     def load(cls, path: str | Path) -> "CloudConfig":
         """Read a YAML file; a UserError naming the file and the key for anything that does not fit."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, expected a YAML that describes the clouds")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            config = cls(**parser.parse_string(path.read_text()).as_dict())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: {error}") from error
+            config = cls(**parser.parse_string(settings_text(path)).as_dict())
         except ArgumentError as error:
             if found := misfit(str(error)):
                 key, expected, value = found

@@ -22,6 +22,8 @@ from ..config import TrainConfig
 from ..distributed import rank, world
 from ..errors import UserError
 from ..files import append_line, atomic_path, remove_leftovers, write_json
+from ..settings import build
+from ..wording import reworded
 from .checkpoint import TrainingState, load_state, save_state
 from .environment import environment, read_environment
 from .scores import read_scores
@@ -168,18 +170,19 @@ def load_config(folder: str | Path) -> TrainConfig:
         raise UserError(f"{path}: not the settings of a run ({error})") from None
 
 
-def parse_config(settings: dict, kind: type[Config] = TrainConfig, name: str = "run") -> Config:
-    """The settings of a kind that a dict holds, which messages call by `name`.
+def parse_config(settings: dict, kind: type[Config] = TrainConfig) -> Config:
+    """The settings of a kind that a dict holds.
 
     Raises:
         UserError: an unknown setting, or a value that a setting cannot have.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, name)
+    parser.add_class_arguments(kind, as_group=False)
     try:
-        return parser.instantiate(parser.parse_object({name: settings}))[name]
+        parsed = parser.parse_object(settings)
     except Exception as error:  # jsonargparse lets the error of whatever value it met through
-        raise UserError(str(error).strip().splitlines()[0]) from None
+        raise UserError(reworded(str(error))) from None
+    return build(kind, parsed)
 
 
 def _plain(config: TrainConfig) -> dict:

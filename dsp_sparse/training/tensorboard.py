@@ -1,5 +1,6 @@
 """The metrics of a run as TensorBoard events, the same numbers as in metrics.jsonl."""
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,16 @@ from ..errors import UserError
 
 
 def require_tensorboard() -> None:
-    """Raise a UserError unless the package is installed."""
+    """Raise a UserError unless the package is installed and works."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError("tensorboard true needs the package tensorboard: pip install 'dsp-sparse[tensorboard]'")
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except Exception as error:  # a broken installation raises whatever its parts do that do not fit together
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"tensorboard true needs a package tensorboard that can be imported, got {type(error).__name__}: {reason}"
+        ) from error
 
 
 class Events:

@@ -193,13 +193,13 @@ def test_full_supervision_is_all_labels(store):
 @pytest.mark.parametrize(
     "wrong, cause",
     [
-        ({"rate": 0}, r"label_rate must be in \(0, 1\], got 0"),
-        ({"rate": 1.5}, r"label_rate must be in \(0, 1\], got 1.5"),
-        ({"rate": float("nan")}, r"label_rate must be in \(0, 1\], got nan"),
-        ({"by": "scene"}, "label_by must be one of class, cloud, got scene"),
-        ({"points": 0}, "label_points must be at least 1 or null, got 0"),
-        ({"points": 3, "mask": "masks"}, "label_mask must be null where label_points is given, got masks"),
-        ({"seed": -1}, "label_seed must be at least 0, got -1"),
+        ({"rate": 0}, r"rate must be in \(0, 1\], got 0"),
+        ({"rate": 1.5}, r"rate must be in \(0, 1\], got 1.5"),
+        ({"rate": float("nan")}, r"rate must be in \(0, 1\], got nan"),
+        ({"by": "scene"}, "by must be one of class, cloud, got scene"),
+        ({"points": 0}, "points must be at least 1 or null, got 0"),
+        ({"points": 3, "mask": "masks"}, "mask must be null where points are given, got masks"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, cause):
