@@ -235,8 +235,6 @@ def report(path: str, out: str | None = None, full: str | None = None) -> None:
     from .experiments.report import write_report
 
     require_one_process("report")
-    if out is not None:
-        require_writable("out", out, folder=False)
     print(f"written to {write_report(path, out, full)}")
 
 
@@ -403,8 +401,14 @@ WITH_SETTINGS = {
     "estimate": (estimate, CompareConfig),
 }
 
-# What these have finished is kept, the other commands begin anew.
-KEEPING = ("rooms", "prepare", "predict", "train", "compare")
+# What the same command does after an interruption, where it does not begin anew.
+GOES_ON = {
+    "rooms": "makes the rooms that are left",
+    "prepare": "prepares the clouds that are left",
+    "predict": "labels the clouds that are left",
+    "train": "goes on where it stopped",
+    "compare": "goes on where it stopped",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -432,8 +436,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = end.code
     except KeyboardInterrupt as stop:
         if rank() == 0:
-            left = "goes on with what is not finished" if name in KEEPING else "begins anew"
-            print(f"interrupted: the same command {left}", file=sys.stderr)
+            print(f"interrupted: the same command {GOES_ON.get(name, 'begins anew')}", file=sys.stderr)
         code = stop.code if isinstance(stop, Interrupted) else 130
     leave(code or 0)
 

@@ -13,7 +13,7 @@ from ..data.loader import train_groups
 from ..data.store import require_labels
 from ..distributed import pick_device, rank, together
 from ..errors import UserError
-from ..files import write_json
+from ..files import require_writable, write_json
 from ..inference import BasicBranch, CrossBranch, IntraBranch, Voting, evaluate
 from ..reallocation import CSFR, ISFR
 from ..training.checkpoint import load_model, load_modules
@@ -57,6 +57,7 @@ def evaluate_run(
     run = Path(run)
     with together():
         config = load_config(run)
+        require_writable("run", run, folder=True)
         chosen = {name: value for name, value in (("votes", votes), ("rotations", rotations)) if value is not None}
         settings = replace(config.eval, **chosen)
         model = load_model(run, pick_device(config.device), engine)

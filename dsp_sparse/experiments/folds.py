@@ -41,6 +41,9 @@ def read_fold(source: str | Path) -> Fold:
     """Read the results of a finished run (its folder) or an evaluation file. UserError: neither."""
     source = Path(source)
     file = source / "results.json" if source.is_dir() else source
+    if not file.is_file():
+        reason = "not a finished run (no results.json)" if source.is_dir() else "no such file or folder"
+        raise UserError(f"{source}: {reason}, expected a finished run or an evaluation of one")
     scores = read_scores(file)
     if source.is_dir():
         config = load_config(source)

@@ -104,13 +104,20 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", engine: str
         UserError: no such file, not a model or not all of one, or weights of another architecture than it says.
     """
     path = Path(path)
-    path = path / "model.pt" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder, expected a finished run or its model.pt")
+    if path.is_dir():
+        path = path / "model.pt"
+        if not path.exists():
+            raise UserError(f"{path.parent}: not a finished run (no model.pt), expected one")
     content = {"coordinates": list("xyz"), **_load(path, "model")}  # the first models did not say
     expected, found = {f.name for f in fields(Model)}, content.keys()
     if found != expected:
         names = ", ".join(sorted(expected ^ found, key=str))
         raise UserError(f"{path}: not the fields of a model; missing or unknown: {names}")
     if engine:
+        if "engine" not in content["options"]:
+            raise UserError(f"engine is for a minkunet, got {engine} for {path}, a {content['backbone']}")
         content["options"]["engine"] = engine
     net = build_backbone(content["backbone"], content["in_channels"], len(content["classes"]), **content["options"])
     load_weights(net, content["net"], path)

@@ -163,6 +163,8 @@ def load_config(folder: str | Path) -> TrainConfig:
         UserError: none there, or settings this version does not know.
     """
     path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not the folder of a run (no config.yaml), expected one that a training wrote")
     settings = _read_settings(path)
     try:
         return parse_config(settings)

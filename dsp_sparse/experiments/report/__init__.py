@@ -5,7 +5,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from ...files import atomic_path
+from ...files import atomic_path, require_writable
 from .confusion import confusion_section
 from .curves import curve_section, time_section
 from .evidence import Evidence
@@ -32,9 +32,11 @@ def write_report(path: str | Path, out: str | Path | None = None, full: str | Pa
         The file.
 
     Raises:
-        UserError: no such folder, or one that cannot be read.
+        UserError: no such folder, or one that cannot be read, or `out` cannot be written.
     """
     subject = read_subject(path)
+    file = Path(out) if out is not None else Path(path) / "report.html"
+    require_writable("out", file, folder=False)
     evidence = Evidence(subject, full)
     steps = [
         ("scores", lambda: score_section(subject)),
@@ -58,7 +60,6 @@ def write_report(path: str | Path, out: str | Path | None = None, full: str | Pa
         links="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in HEADING.findall(body)),
         body=body,
     )
-    file = Path(out) if out is not None else Path(path) / "report.html"
     with atomic_path(file) as temporary:
         temporary.write_text(page)
     return file

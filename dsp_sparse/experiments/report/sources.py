@@ -55,7 +55,8 @@ def read_subject(folder: str | Path) -> Subject:
     if (folder / "results.json").is_file():
         return _comparison(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, expected that of a run or of a comparison")
+        found = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {found}, expected the folder of a run or of a comparison")
     raise UserError(
         f"{folder}: neither a run (no config.yaml) nor a comparison with a run that has ended (no results.json)"
     )
