@@ -385,8 +385,8 @@ class CompareConfig:
         equal_updates: train methods of one stage for twice the epochs, so that every run takes as many optimiser steps
             as a method of two stages; false is the paper's protocol (the same epochs a stage).
         engines: engines of minkunet to compare; empty: the one of `train.minkunet.engine`.
-        runs: folder of the run folders; `runs` in the comparison's folder by default. Comparisons with the same
-            folder share the runs that they have in common.
+        runs: folder of the run folders, from where the command is typed; `runs` in the comparison's folder by default.
+            Comparisons with the same folder share the runs that they have in common.
         title: heading of the report.
         paper: scores to print beside one's own.
     """

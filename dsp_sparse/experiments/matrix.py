@@ -119,11 +119,8 @@ def _common(train: TrainConfig) -> tuple:
 
 
 def run_folder(config: CompareConfig, out: Path, cell: Cell) -> Path:
-    """Where a run of a comparison in the folder `out` stands. UserError: runs cannot stand there."""
-    folder = Path(config.runs or out / "runs")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"runs must be a folder, got the file {folder}")
-    return folder / cell.name
+    """Where a run of a comparison in the folder `out` stands."""
+    return Path(config.runs or out / "runs") / cell.name
 
 
 def further(config: CompareConfig, cell: Cell) -> dict[str, tuple[Cell, str, str | None]]:

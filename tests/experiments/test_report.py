@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -329,6 +330,18 @@ def test_full_supervision_is_named_with_its_seed(make_run, rooms_store, monkeypa
     monkeypatch.setattr(evidence, "segmentation_picture", lambda views, weak, full: f"{weak} | {full}".encode())
     markup = Evidence(read_subject(weak), full).scenes()
     assert "kpfcnn csfr, 10 % labelled, seed 0; full supervision: kpfcnn csfr, 100 %, seed 7." in Page(markup).text
+
+
+def test_pictures_are_of_a_method_rather_than_of_the_baseline(tmp_path):
+    (tmp_path / "model.pt").touch()
+    run = {"backbone": "kpfcnn", "label_rate": 0.1, "seed": 0, "results": {}, "folder": tmp_path}
+    for *methods, expected in (
+        ("baseline", "csfr", "isfr", "csfr"),
+        ("baseline", "csfr", "csfr-isfr", "csfr-isfr"),
+        ("baseline", "baseline"),
+    ):
+        (shown,) = Evidence(SimpleNamespace(runs=[run | {"method": method} for method in methods])).shown
+        assert shown["method"] == expected
 
 
 def test_bad_folders(tmp_path, rooms_store, make_run, unfinished):

@@ -330,8 +330,8 @@ def test_what_failed_earlier_stays_in_the_report_until_it_is_tried_again(config,
 
 def test_runs_that_cannot_stand_where_they_should_stop_it_at_once(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"runs must be a folder, got the file .*/file"):
-        compare(replace(config, runs=str(tmp_path / "file")), tmp_path / "out")
+    with pytest.raises(UserError, match=r"runs must be a folder to write, got .*/file, which is a file"):
+        command(replace(config, runs=str(tmp_path / "file")), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
