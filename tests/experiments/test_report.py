@@ -346,7 +346,7 @@ def test_pictures_are_of_a_method_rather_than_of_the_baseline(tmp_path):
 
 def test_bad_folders(tmp_path, rooms_store, make_run, unfinished):
     for folder, cause in (
-        (tmp_path / "gone", "gone: no such folder, expected that of a run or of a comparison"),
+        (tmp_path / "gone", "gone: no such folder, expected the folder of a run or of a comparison"),
         (rooms_store.path, "neither a run .no config.yaml. nor a comparison"),
     ):
         with pytest.raises(UserError, match=cause):
