@@ -262,18 +262,15 @@ def train(config: TrainConfig, out: str, resume: bool = False) -> None:
     Args:
         config: settings of the run.
         out: run folder.
-        resume: refuse to begin a new run: there must be one in the folder to go on with.
+        resume: refuse to begin a run: there must be one of these settings in the folder to go on with.
     """
     from .experiments.evaluation import score_table
     from .training.loop import train
-    from .training.run import require_run
 
     join()
     with together():
         require_writable("out", out, folder=True)
-        if resume:
-            require_run(out)
-    results = train(config, out)
+    results = train(config, out, resume)
     if rank() == 0:
         print(score_table(results))
 

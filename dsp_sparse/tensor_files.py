@@ -21,13 +21,14 @@ def write_tensors(path: Path, value: Any) -> None:
 
 
 def read_tensors(path: Path, what: str = "file of weights") -> Any:
-    """The content of a file of torch, on the CPU. UserError, naming the file as `what`: not readable without code."""
+    """The content of a file of torch, on the CPU. UserError, naming the file as `what`: damaged, or not such a file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own message advises to run the code
         reason = "no file of torch, or one that holds more than tensors: save only its `state_dict` again"
     except Exception as error:  # torch.load raises whatever the broken bytes lead it to
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        unopened = isinstance(error, OSError) and error.filename is not None
+        reason = error.strerror if unopened else "damaged, perhaps cut off, or no file of torch"
     raise UserError(f"{path}: not a readable {what} ({reason})")
 
 

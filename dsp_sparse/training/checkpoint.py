@@ -49,12 +49,12 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path) -> TrainingState:
-    """Read what `save_state` wrote. UserError: not such a file, or that of a version with other fields."""
-    content = _load(path, "training")
+    """Read what `save_state` wrote. UserError: damaged, another file, or that of a version with other fields."""
     try:
-        return TrainingState(**content)
-    except TypeError as error:
-        raise UserError(f"{path}: not the fields of a training ({error})") from None
+        return TrainingState(**_load(path, "training"))
+    except (UserError, TypeError) as error:
+        problem = error if isinstance(error, UserError) else f"{path}: not the fields of a training ({error})"
+        raise UserError(f"{problem}; put a whole copy in its place, or delete it to begin the run anew") from None
 
 
 @dataclass(frozen=True, kw_only=True)

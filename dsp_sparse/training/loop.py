@@ -33,7 +33,7 @@ from .stop import Interrupted, StopRequest, catch_stops
 Batches = Callable[..., Iterable[Batch]]
 
 
-def train(config: TrainConfig, folder: str | Path) -> dict:
+def train(config: TrainConfig, folder: str | Path, resume: bool = False) -> dict:
     """Train a network, evaluate it and leave everything in the run folder (see `training.run`).
 
     An interrupted run resumes at its last checkpoint and ends with the same numbers, bit for bit on the CPU. A
@@ -43,6 +43,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     Args:
         config: the settings.
         folder: the run folder.
+        resume: refuse to begin a run.
 
     Returns:
         The results: what `inference.evaluate` returns, and `steps`, `parameters` and `train_seconds`.
@@ -54,7 +55,7 @@ def train(config: TrainConfig, folder: str | Path) -> dict:
     """
     with ExitStack() as held:
         with together():
-            run = Run(folder, config)
+            run = Run(folder, config, resume)
             if run.results is not None:
                 return run.results
             sources = open_sources(config)

@@ -41,25 +41,36 @@ class Run:
     Args:
         folder: the folder.
         config: the settings.
+        resume: there must be a run to go on with, begun with these settings.
 
     Raises:
-        UserError: the folder holds a checkpoint or results of other settings, the message names the first difference;
-            or the run needs a package that is missing.
+        UserError: no run to go on with, or one of other settings, which the folder takes only before its first
+            checkpoint and without `resume`, the message names the first difference; or a package that is missing.
     """
 
-    def __init__(self, folder: str | Path, config: TrainConfig):
+    def __init__(self, folder: str | Path, config: TrainConfig, resume: bool = False):
         self.folder = Path(folder)
         self.model, self.modules = self.folder / "model.pt", self.folder / "modules.pt"
         self._settings_file, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
         self._environment = self.folder / "environment.json"
-        self._config, self._settings = config, _plain(config)
+        self._config, self._settings, self._resume = config, _plain(config), resume
         self._events: Events | None = None
-        trained = self.checkpoint.exists() or self._results.exists()
-        if trained and (difference := _difference(_plain(load_config(folder)), self._settings)):
-            raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
+        if resume and not self._settings_file.is_file():
+            raise UserError(f"{folder}: no run to go on with (it would hold config.yaml)")
+        self._begins_anew()
         if config.tensorboard and not self._results.exists():
             require_tensorboard()
+
+    def _begins_anew(self) -> bool:
+        """Whether the folder is new, or that of a run of other settings that it may leave for these."""
+        trained = self.checkpoint.exists() or self._results.exists()
+        if not trained and not self._settings_file.exists():
+            return True
+        difference = _difference(_plain(load_config(self.folder)), self._settings)
+        if difference and (trained or self._resume):
+            raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
+        return difference is not None
 
     @property
     def results(self) -> dict | None:
@@ -79,13 +90,14 @@ class Run:
             save_state(self.checkpoint, state)
 
     def start(self) -> TrainingState | None:
-        """Write the settings and the environment, and return the checkpoint if there is one.
+        """Write the settings and the environment, and return the checkpoint if there is one. The folder is held.
 
         Metrics of epochs after the checkpoint are forgotten: those epochs will be repeated. So is what a killed process
         was just writing and, without a checkpoint, whatever was measured on the weights of an earlier training.
 
         Raises:
-            UserError: a file of the run is not what the run wrote, or another number of processes wrote it.
+            UserError: a file of the run is not what the run wrote, another number of processes wrote it, or a training
+                of other settings had the folder in the meantime.
         """
         state = load_state(self.checkpoint) if self.checkpoint.exists() else None
         if state is not None and state.world != world():
@@ -97,7 +109,7 @@ class Run:
             return state
         place = (state.stage, state.epoch) if state else (0, 0)
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place]
-        starts = read_environment(self._environment)
+        starts = [] if self._begins_anew() else read_environment(self._environment)
         for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
             remove_leftovers(self.folder, path.name)
         remove_leftovers(self.folder, self._results.name)
@@ -148,12 +160,6 @@ def read_metrics(path: Path) -> list[dict]:
             raise UserError(f"{path}: line {number} is not the line of an epoch; remove it to go on") from None
         metrics.append(line)
     return metrics
-
-
-def require_run(folder: str | Path) -> None:
-    """Raise a UserError unless a run has begun in a folder."""
-    if not (Path(folder) / "config.yaml").is_file():
-        raise UserError(f"{folder}: no run to go on with (it would hold config.yaml)")
 
 
 def load_config(folder: str | Path) -> TrainConfig:

@@ -71,13 +71,29 @@ def test_a_broken_file_is_refused(content, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_damaged_checkpoint_says_what_to_do(kept, tmp_path):
+    """Wherever it was cut off: not what torch thinks of the bytes."""
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, TrainingState(net={"weight": torch.ones(1000)}))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    advice = "put a whole copy in its place, or delete it to begin the run anew"
+    with pytest.raises(UserError) as error:
+        load_state(path)
+    reason = "damaged, perhaps cut off, or no file of torch"
+    assert str(error.value) == f"{path}: not a readable dsp-sparse training file ({reason}); {advice}"
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     """A checkpoint is not a model, and a missing file is neither."""
     save_state(tmp_path / "checkpoint.pt", TrainingState(net={}))
     with pytest.raises(UserError, match="holds 'dsp-sparse training 1', expected 'dsp-sparse model 1'"):
         load_model(tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"model\.pt: not a readable dsp-sparse model file"):
+    with pytest.raises(UserError, match=r"not a finished run \(no model\.pt\)"):
         load_model(tmp_path)
+    with pytest.raises(UserError, match=r"none\.pt: not a readable dsp-sparse model file \(No such file or directory\)"):
+        load_model(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"list\.pt: holds 'list', expected 'dsp-sparse model 1'"):
         load_model(tmp_path / "list.pt")

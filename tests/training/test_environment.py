@@ -40,6 +40,7 @@ def test_every_start_adds_an_entry(settings, tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]"])
 def test_a_spoilt_file_is_named(content, settings, tmp_path):
+    Run(tmp_path, settings).start()
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(UserError, match=r"environment\.json: .*delete it to go on$"):
         Run(tmp_path, settings).start()

@@ -10,6 +10,7 @@ from tiny import with_optim
 from dsp_sparse.cli import main
 from dsp_sparse.errors import UserError
 from dsp_sparse.training.checkpoint import TrainingState
+from dsp_sparse.training.environment import read_environment
 from dsp_sparse.training.run import Run, load_config, read_metrics
 
 
@@ -116,6 +117,47 @@ def test_settings_that_are_newer_than_the_run_have_their_defaults(begun, config)
     path.write_text(yaml.safe_dump(old))
     assert load_config(begun) == config
     assert Run(begun, config).start().epoch == 1
+
+
+def test_other_settings_before_the_first_checkpoint_begin_anew(begun, config):
+    """Nothing was trained that could be lost. What the folder was computed with is told of these settings alone, once
+    they are written: of settings that differ only where they are free to, every start."""
+    (begun / "checkpoint.pt").unlink()
+    Run(begun, replace(config, data=replace(config.data, workers=1))).start()
+    starts = read_environment(begun / "environment.json")
+    assert len(starts) == 2
+    other = replace(config, seed=7)
+    run = Run(begun, other)
+    assert read_environment(begun / "environment.json") == starts
+    run.start()
+    assert [start["seed"] for start in read_environment(begun / "environment.json")] == [7]
+    assert load_config(begun) == other
+
+
+def test_resume_needs_a_run_of_the_same_settings(begun, config):
+    """Before its first checkpoint, too: a setting that was mistyped does not begin a new run."""
+    (begun / "checkpoint.pt").unlink()
+    assert Run(begun, config, resume=True).start() is None
+    with pytest.raises(UserError, match=r"config\.yaml: the run has seed 0, not 7; choose another folder"):
+        Run(begun, replace(config, seed=7), resume=True)
+
+
+def test_settings_are_compared_again_where_the_folder_is_held(config, tmp_path):
+    """Another training may have had the folder since; what it trained is safe."""
+    run, other = Run(tmp_path, config), Run(tmp_path, replace(config, seed=7))
+    other.start()
+    other.save(TrainingState(net={}))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="the run has seed 7, not 0"):
+        run.start()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_settings_of_something_else_are_not_overwritten(config, tmp_path):
+    """A folder that holds another program's config.yaml keeps it."""
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    with pytest.raises(UserError, match=r"config\.yaml: not the settings of a run \(.*name"):
+        Run(tmp_path, config)
 
 
 def test_resume_needs_a_run(begun, config, tmp_path, capsys):
