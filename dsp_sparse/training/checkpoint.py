@@ -110,7 +110,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", engine: str
         path = path / "model.pt"
         if not path.exists():
             raise UserError(f"{path.parent}: not a finished run (no model.pt), expected one")
-    content = {"coordinates": list("xyz"), **_load(path, "model")}  # the first models did not say
+    content = _load(path, "model")
     expected, found = {f.name for f in fields(Model)}, content.keys()
     if found != expected:
         names = ", ".join(sorted(expected ^ found, key=str))

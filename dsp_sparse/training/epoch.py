@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from ..data import Batch
+from .clock import Clock
 from .counts import Counts
-from .step import Clock, Stepper
+from .step import Stepper
 from .stop import StopRequest
 
 # Where the scaler halves its scale so far, it has skipped every step for long and would go on to do so.
@@ -37,7 +38,7 @@ class Progress:
         points: sum of the points, of all batches and ranks.
         labelled: labelled points of each class that were drawn.
         pairs: pairs that each class was chosen for.
-        seconds: by name, on this rank.
+        seconds: by name, on this rank; see `Clock`.
     """
 
     steps: int = 0
@@ -112,9 +113,9 @@ def train_epoch(
         FloatingPointError: the loss, or after the last step a weight, is not finite; or no gradient in float16 was for
             long.
     """
-    clock = Clock(stepper.device)
-    clock.seconds.update(progress.seconds)
-    start, stopped = time.perf_counter() - clock.seconds.pop("total", 0.0), False
+    before, stopped = dict(progress.seconds), False
+    start = time.perf_counter() - before.pop("total", 0.0)
+    clock = Clock(stepper.device, before)
     for group in clock.each("data", groups(batches, accumulate)):
         torch.manual_seed(seeds(progress.steps))
         losses, counts, stopped = stepper(group, clock, lambda: bool(stop))
@@ -129,7 +130,7 @@ def train_epoch(
         raise FloatingPointError("the weights are not finite after the last step")
     if stepper.scaler.get_scale() < LEAST_SCALE:
         raise FloatingPointError("the gradients in float16 are not finite at any scale: no step is taken")
-    progress.seconds = {**clock.seconds, "total": time.perf_counter() - start}
+    progress.seconds = {**clock.read(), "total": time.perf_counter() - start}
     return stopped
 
 

@@ -1,9 +1,7 @@
 """One optimiser step: on several batches in turn, and in step with the other ranks."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -12,34 +10,9 @@ from torch import nn
 from ..config import ComputeConfig
 from ..data import Batch
 from ..distributed import sum_over_ranks, world
+from .clock import Clock
 from .counts import Counts
 from .stages import Objective
-
-
-class Clock:
-    """Adds up wall-clock seconds by name; waits for the device, so that its work counts where it was asked for."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - start
-
-    def each(self, name: str, items: Iterable) -> Iterator:
-        """The items, while the waiting for each one is counted."""
-        iterator = iter(items)
-        while True:
-            with self(name):
-                item = next(iterator, None)
-            if item is None:
-                return
-            yield item
 
 
 class Stepper:

@@ -11,9 +11,10 @@ from tiny import batch_of, tiny_net, with_optim
 from dsp_sparse.config import ComputeConfig, LossConfig
 from dsp_sparse.training import loop, stages
 from dsp_sparse.training.checkpoint import load_state
+from dsp_sparse.training.clock import Clock
 from dsp_sparse.training.loop import train
 from dsp_sparse.training.stages import Objective
-from dsp_sparse.training.step import Clock, Stepper
+from dsp_sparse.training.step import Stepper
 from dsp_sparse.training.stop import Interrupted
 
 HALF = ["bfloat16", "float16"]
@@ -27,7 +28,7 @@ def stepper_of(net, precision: str, stage: str = "joint") -> Stepper:
 
 
 def step(stepper, batch) -> dict:
-    return stepper([batch], Clock(stepper.device), lambda: False)[0]
+    return stepper([batch], Clock(stepper.device, {}), lambda: False)[0]
 
 
 @pytest.mark.parametrize("precision", HALF)
