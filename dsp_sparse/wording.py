@@ -45,7 +45,8 @@ def reworded(message: str) -> str:
         return f"there is no setting {'.'.join(filter(None, (key, *name.groups())))}"
     if key and (names := re.search(r"the following arguments are required: (.*)", text)):
         return f"an entry of {key} lacks {names[1]}"
-    if entry := re.search(r"Not a valid subclass of \w+\. Got value: (.*?) Subclass types expect", text):
+    no_section = r"(?:Not a valid subclass of \w+\. Got value|Expected a dot import path string): (.*?)"
+    if entry := re.search(rf"{no_section}(?: Subclass types expect|$)", text):
         return f"an entry of {key} must be settings by name, got {entry[1]}"
     if section := re.search(r'Unable to load config "(.*)"', text):
         return f"{key.partition('.')[0]} must be given setting by setting, got {section[1]}"

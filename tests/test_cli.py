@@ -1,6 +1,7 @@
 """The command line as a user types it: the whole road on procedural rooms, and every mistake a one-line error."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 import yaml
 from plyfile import PlyData, PlyElement
 
+import dsp_sparse.__main__ as program
 from dsp_sparse import __version__
 from dsp_sparse.cli import main
 from dsp_sparse.testing import engines
@@ -232,6 +234,179 @@ def test_torchrun_does_not_compare(folder, tmp_path, monkeypatch, capsys):
     assert run("compare", tmp_path / "c.yaml", "--out", tmp_path / "out") == 2
     assert "compare runs in one process, got WORLD_SIZE 2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def comparison(folder, tmp_path):
+    """`comparison(key=value, …)` is a file of a comparison with other settings."""
+
+    def write(**changes):
+        settings = {"train": yaml.safe_load((folder / "train.yaml").read_text()), "backbones": ["kpfcnn"]}
+        settings |= {"methods": ["baseline"], "label_rates": [0.1], "seeds": [0], **changes}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+        return tmp_path / "c.yaml"
+
+    return write
+
+
+SCORE = {"method": "csfr", "label_rate": 0.1, "miou": 66.8}
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"seeds": 3}, "seeds must be a list like [a, b], got 3"),
+        (
+            {"methods": ["csfr", "dsp"]},
+            "methods must be one of baseline, csfr, isfr, joint, csfr-isfr, isfr-csfr, got dsp",
+        ),
+        ({"variants": [{"name": "a"}]}, "an entry of variants lacks method"),
+        ({"variants": ["a"]}, "an entry of variants must be settings by name, got a"),
+        ({"variants": [{"name": 1, "method": "csfr"}]}, "variants.name must be text, got 1"),
+        ({"variants": [{"name": "a", "method": "csfr", "epochs": 1}]}, "there is no setting variants.epochs"),
+        ({"paper": [SCORE, {**SCORE, "miou": "high"}]}, "paper.miou must be a finite number, got high"),
+        ({"paper": [SCORE | {"iou": {"floor": "x"}}]}, "paper.iou must be a finite number, got x"),
+        ({"paper": [SCORE | {"branch": "both"}]}, "paper.branch must be one of basic, cross, intra, got both"),
+        ({"train": {"data": {"store": "s", "test_groups": [], "size": 1}}}, "there is no setting train.data.size"),
+        ({"speed": 1}, "there is no setting speed"),
+    ],
+)
+def test_a_setting_of_a_comparison_that_does_not_fit(changes, problem, comparison, tmp_path, capsys):
+    file = comparison(**changes)
+    assert run("compare", file, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"dsp-sparse compare: error: {problem} (settings file: {file})\n"
+
+
+def test_settings_of_another_command(folder, comparison, tmp_path, capsys):
+    assert run("train", comparison(), "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.endswith("c.yaml; is it one for `dsp-sparse compare`?)\n")
+    for command in ("compare", "estimate"):
+        assert run(command, folder / "train.yaml", "--out", tmp_path / "out") == 2
+        assert capsys.readouterr().err.endswith("train.yaml; is it one for `dsp-sparse train`?)\n")
+
+
+@pytest.mark.parametrize("place", [["{f}"], ["--config", "{f}"], ["--out", "r", "--config={f}"]])
+@pytest.mark.parametrize("command", ["train", "compare", "estimate"])
+def test_a_settings_file_that_is_not_text(command, place, tmp_path, capsys):
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"PK\x03\x04\xff")
+    assert run(command, *(word.format(f=file) for word in place)) == 2
+    assert capsys.readouterr().err.startswith(f"dsp-sparse {command}: error: {file}: not text in UTF-8")
+
+
+def test_settings_without_a_file(folder, capsys):
+    for words in ([], ["--out", folder / "run", folder / "train.yaml"]):
+        assert run("train", *words) == 2
+        assert "settings are a file, which comes first: dsp-sparse train SETTINGS.yaml\n" in capsys.readouterr().err
+    assert run() == 2
+    assert "expected a command, one of rooms, prepare," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["rooms", ""], "out"),
+        (["prepare", "s3dis", "{f}/raw", ""], "store"),
+        (["evaluate", ""], "run"),
+        (["predict", "{f}/run", "{f}/wide.ply", "--out", ""], "out"),
+        (["report", ""], "path"),
+        (["report", "{f}", "--out="], "out"),
+        (["folds", "{f}", ""], "runs"),
+        (["train", "{f}/train.yaml", "--out", ""], "out"),
+        (["compare", "{c}", "--out", ""], "out"),
+        (["estimate", "{c}", "--out", ""], "out"),
+    ],
+)
+def test_an_empty_argument_is_no_folder(words, name, folder, comparison, capsys, tmp_path, monkeypatch):
+    file = comparison()
+    monkeypatch.chdir(tmp_path)
+    assert run(*(word.format(f=folder, c=file) for word in words)) == 2
+    assert f"error: {name} must not be empty, got " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "words, name, found",
+    [
+        (["rooms", "{c}"], "out", "which is a file"),
+        (["prepare", "s3dis", "{f}/raw", "{c}"], "store", "which is a file"),
+        (["predict", "{f}/run", "{f}/raw", "--out", "{c}"], "out", "which is a file"),
+        (["train", "{f}/train.yaml", "--out", "{c}"], "out", "which is a file"),
+        (["train", "{f}/train.yaml", "--out", "{c}/new/run"], "out", "c.yaml is a file"),
+        (["compare", "{c}", "--out", "{c}"], "out", "which is a file"),
+        (["compare", "{c}", "--out", "{t}/new", "--runs", "{c}"], "runs", "which is a file"),
+        (["estimate", "{c}", "--out", "{c}"], "out", "which is a file"),
+        (["report", "{f}/run", "--out", "{t}"], "out", "which is a folder"),
+        (["report", "{f}/run", "--out", "{c}/report.html"], "out", "c.yaml is a file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    words, name, found, folder, trained, comparison, tmp_path, capsys
+):
+    file = comparison()
+    capsys.readouterr()
+    assert run(*(word.format(f=folder, c=file, t=tmp_path) for word in words)) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"dsp-sparse \w+: error: {name} must be a \w+ to write, got \S+ .*{found}\n", printed.err)
+    assert printed.out == "" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "words, cause",
+    [
+        (["evaluate", "{f}/none"], "{f}/none: not the folder of a run (no config.yaml)"),
+        (["evaluate", "{f}/begun"], "{f}/begun: not a finished run (no model.pt), expected one"),
+        (
+            ["predict", "{f}/none", "{f}/wide.ply"],
+            "{f}/none: no such file or folder, expected a finished run or its mod",
+        ),
+        (["folds", "{f}/none"], "{f}/none: no such file or folder, expected a finished run or an evaluation of one"),
+        (["folds", "{f}/begun"], "{f}/begun: not a finished run (no results.json), expected a finished run or"),
+        (["report", "{f}/train.yaml"], "{f}/train.yaml: a file, expected the folder of a run or of a comparison"),
+        (["report", "{f}/run", "--full", "{f}/none"], "{f}/none: no"),
+        (["evaluate", "{f}/run", "--engine", "native"], "engine is for a minkunet, got native for {f}/run/model.pt, a"),
+    ],
+)
+def test_what_is_not_a_finished_run(words, cause, folder, trained, capsys):
+    (folder / "begun").mkdir(exist_ok=True)
+    shutil.copy(trained / "config.yaml", folder / "begun")
+    capsys.readouterr()
+    assert run(*(word.format(f=folder) for word in words)) == 2
+    assert f": error: {cause.format(f=folder)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "work, words, left",
+    [
+        ("dsp_sparse.data.generate_rooms", ["rooms", "{t}/r"], "makes the rooms that are left"),
+        ("dsp_sparse.experiments.report.write_report", ["report", "{t}"], "begins anew"),
+        ("dsp_sparse.training.loop.train", ["train", "{f}/train.yaml", "--out", "{t}/r"], "goes on where it stopped"),
+    ],
+)
+def test_an_interruption_tells_what_the_same_command_does(work, words, left, folder, tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, stop)
+    assert run(*(word.format(f=folder, t=tmp_path) for word in words)) == 130
+    assert capsys.readouterr().err == f"interrupted: the same command {left}\n"
+
+
+def test_an_interruption_of_the_imports_is_one_line(monkeypatch, capsys):
+    class Stop:
+        """What Python asks where a module is; it was interrupted there."""
+
+        @staticmethod
+        def find_spec(name, path, target=None):
+            if name == "dsp_sparse.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dsp_sparse.cli")
+    monkeypatch.setattr(sys, "meta_path", [Stop, *sys.meta_path])
+    with pytest.raises(SystemExit) as exit:
+        program.main()
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "interrupted: nothing was begun\n"
 
 
 def test_python_m_is_the_same_program():

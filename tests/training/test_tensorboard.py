@@ -78,6 +78,16 @@ def test_without_the_package_nothing_is_begun(settings, tmp_path, monkeypatch):
     Run(tmp_path / "done", config)
 
 
+@installed
+def test_with_a_broken_package_nothing_is_begun(settings, tmp_path, monkeypatch):
+    """An installation whose parts do not fit together raises whatever it does."""
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr("tensorboard.__version__", "broken")  # what torch reads first
+    with pytest.raises(UserError, match=r"tensorboard true needs a package tensorboard that can be imported, got "):
+        train(replace(settings, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_numbers_are_drawn():
     line = {"stage": 1, "epoch": 2, "objective": "csfr", "lr": 0.5, "losses": {"seg": 1, "deep": {"epoch": 2.0}}}
     assert dict(scalars(line)) == {"lr": 0.5, "losses/seg": 1, "losses/deep/epoch": 2.0}

@@ -1,0 +1,89 @@
+"""Settings files are read strictly, and a setting is refused under its whole name."""
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from dsp_sparse.config import CompareConfig, TrainConfig
+from dsp_sparse.errors import UserError
+from dsp_sparse.settings import build, settings_text
+
+TRAIN = "data: {store: nowhere, test_groups: [a]}\n"
+COMPARISON = "backbones: [kpfcnn]\nmethods: [baseline]\nlabel_rates: [0.1]\nseeds: [0]\ntrain:\n  "
+
+
+def built(kind, text):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    return build(kind, parser.parse_string(text))
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (TRAIN.encode("utf-16"), r"not text in UTF-8 \(byte 0\), expected a YAML file of settings$"),
+        (b"\x80\x04\x95\xff", r"not text in UTF-8 \(byte 0\)"),
+        (b"seed: \x00", "not text, with the character 0x0 at 6$"),
+        (b"data: [1\nseed: 2\n", "not YAML in line 2, column 5: while parsing a flow sequence, expected"),
+        (b"", "expected settings by name, got nothing$"),
+        (b"- a\n- b\n", "expected settings by name, got a list$"),
+        (b"seed\n", "expected settings by name, got a single value$"),
+        (b"seed: 1\nmethod: csfr\nseed: 2\n", "seed stands in line 1 and again in line 3, expected once$"),
+        (b"optim:\n  lr: 1\n  'lr': 2\n", "lr stands in line 2 and again in line 3, expected once$"),
+        (b"paper:\n- {miou: 1, miou: 1}\n", "miou stands in line 2 and again in line 2"),
+    ],
+)
+def test_a_file_that_does_not_hold_settings(content, problem, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{file}: {problem}") as error:
+        settings_text(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_may_stand_in_several_places(tmp_path):
+    """In several sections, and in one that takes over another and changes it."""
+    text = "a: &a {lr: 1, lr_decay: 2}\nb: {<<: *a, lr: 3}\nc: [*a, *a]\nd: &d {d: *d}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    assert settings_text(tmp_path / "s.yaml") == text
+
+
+@pytest.mark.parametrize(
+    "kind, text, problem",
+    [
+        (TrainConfig, TRAIN + "optim: {lr: 0}", r"optim\.lr must be positive, got 0\.0"),
+        (TrainConfig, TRAIN + "minkunet: {planes: [1]}", r"minkunet\.planes must hold 8 positive numbers, got \(1,\)"),
+        (TrainConfig, TRAIN + "seed: -1", "seed must be at least 0, got -1"),
+        (TrainConfig, TRAIN + "optim:", "optim must hold settings by name, got None"),
+        (TrainConfig, TRAIN + "optim: [3]", r"optim must hold settings by name, got \[3\]"),
+        (CompareConfig, COMPARISON + TRAIN + "  seed: -1", r"train\.seed must be at least 0, got -1"),
+        (CompareConfig, COMPARISON + TRAIN + "  eval: {votes: 0}", r"train\.eval\.votes must be at least 1, got 0"),
+        (CompareConfig, COMPARISON + TRAIN + "  kpfcnn: 3", r"train\.kpfcnn must hold settings by name, got 3"),
+        (
+            CompareConfig,
+            COMPARISON + "data: {store: a, test_groups: [b], label_seed: -2}",
+            r"train\.data\.label_seed must be at least 0, got -2",
+        ),
+        (
+            CompareConfig,
+            COMPARISON + 'data: {store: "", test_groups: [b]}',
+            r"train\.data\.store must be a folder, got $",
+        ),
+        (CompareConfig, COMPARISON.replace("[0]", "[1, -1]") + TRAIN, r"seeds must be at least 0, got \[1, -1\]"),
+        (CompareConfig, COMPARISON.replace("0.1", "2") + TRAIN, r"label_rates must be in \(0, 1\], got \[2\.0\]"),
+        (
+            CompareConfig,
+            "variants: [{name: csfr, method: csfr}]\n" + COMPARISON + TRAIN,
+            r"variants\.name must be lett",
+        ),
+    ],
+)
+def test_a_setting_is_named_with_its_sections(kind, text, problem):
+    with pytest.raises(UserError, match=f"^{problem}"):
+        built(kind, text)
+
+
+def test_settings_are_built_with_all_their_sections():
+    text = "variants: [{name: a, method: csfr}]\n" + COMPARISON + TRAIN + "  optim: {lr: 1e-3}\n"
+    config = built(CompareConfig, text)
+    assert config.train.optim.lr == 1e-3 and config.train.kpfcnn.blocks == (1, 2, 2, 2, 2)
+    assert config.variants[0].name == "a" and config.variants[0].settings == {}
