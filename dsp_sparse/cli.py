@@ -1,29 +1,24 @@
 """The program `dsp-sparse`: one function a subcommand; its signature and docstring are the command line."""
 
-import inspect
 import re
 import sys
-from argparse import Action, ArgumentError
-from collections.abc import Callable, Sequence
+from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
-import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from . import __version__
 from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process, together
 from .errors import UserError
 from .files import require_writable
-from .settings import build, settings_text
+from .parsers import Parser, own_arguments, plain_parser, settings_parser
+from .settings import build
 from .training.stop import Interrupted, terminate_as_interrupt
 from .wording import reworded
-
-# A flag that is cut short is a mistake; it must not start a long build.
-Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
 
 
 def rooms(out: str, rooms: int = 12, points: int = 100_000, seed: int = 0, areas: int = 3, workers: int = 1) -> None:
@@ -322,75 +317,6 @@ def require_values(arguments: dict) -> None:
             raise UserError(f"{name} must not be empty, got {value!r}")
 
 
-def plain_parser(function: Callable) -> ArgumentParser:
-    """A subcommand whose arguments are those of its function; the ones without a default are positional.
-
-    Switches (`bool`, false by default) take no value; a list takes words.
-    """
-    parser = Parser(description=inspect.getdoc(function).partition("\n")[0])
-    arguments = inspect.signature(function).parameters
-    switches = {name for name, argument in arguments.items() if argument.annotation is bool}
-    lists = {name for name, argument in arguments.items() if argument.annotation in (list[str], list[str] | None)}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches | lists)
-    for argument in docstring_parser.parse(function.__doc__).params:
-        name = argument.arg_name
-        if name in switches:
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", f"--{name}", action="store_true", help=argument.description
-            )
-        if name in lists:
-            if arguments[name].default is inspect.Parameter.empty:
-                parser.add_argument(name, nargs="+", help=argument.description)
-            else:
-                parser.add_argument(f"--{name}", nargs="+", action=Words, help=argument.description)
-    return parser
-
-
-class Words(Action):
-    """Keeps the words of an option: `a b`, `a,b`, `[a,b]` or `["a", "b"]`."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        words = [word.strip(" \"'") for value in values for word in value.strip("[] ").split(",")]
-        if not all(words):
-            raise ArgumentError(self, f"expected words, got {' '.join(values)!r}")
-        setattr(namespace, self.dest, words)
-
-
-class SettingsFile(ActionConfigFile):
-    """Reads a settings file, strictly."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        settings_text(values)
-        super().__call__(parser, namespace, values, option_string)
-
-
-def settings_parser(function: Callable, settings: type) -> ArgumentParser:
-    """A subcommand that reads a settings file; every setting is a flag, too.
-
-    So are the other arguments of its function; those without a default may stand in the settings file instead.
-    """
-    usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
-    parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
-    parser.add_argument("--config", action=SettingsFile, help="settings file (or the first argument)")
-    described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
-    for name, argument in own_arguments(function).items():
-        if argument.annotation is bool:
-            parser.add_argument(f"--{name}", action="store_true", help=described[name])
-        elif argument.default is inspect.Parameter.empty:
-            help = f"{described[name].rstrip('.')}; `{name}:` in the settings file"
-            parser.add_argument(f"--{name}", type=argument.annotation, required=True, help=help)
-        else:
-            kind, default = argument.annotation, argument.default
-            parser.add_argument(f"--{name}", type=kind, default=default, help=described[name])
-    parser.add_class_arguments(settings, as_group=False)
-    return parser
-
-
-def own_arguments(function: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments of a subcommand with settings that are not among the settings."""
-    return {name: a for name, a in inspect.signature(function).parameters.items() if name != "config"}
-
-
 PLAIN = {f.__name__: f for f in (rooms, prepare, check, label, evaluate, predict, folds, report, doctor)}
 WITH_SETTINGS = {
     "train": (train, TrainConfig),
@@ -440,9 +366,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def hint(command: str, parser: ArgumentParser, words: Sequence[str], error: ArgumentError) -> str:
     """What to add to the message on settings that are refused: the settings file, if it is that which is wrong."""
-    if not any(re.match("--config(=|$)", word) for word in words):
+    if not any(word.startswith("--config") for word in words):
         missing = re.match("the following arguments are required|unrecognized arguments", str(error))
         return f"; settings are a file, which comes first: dsp-sparse {command} SETTINGS.yaml" if missing else ""
+    if words[0] != "--config":
+        return ""
     function, settings = WITH_SETTINGS[command]
     required = [name for name, a in own_arguments(function).items() if a.default is a.empty]
     try:
@@ -456,15 +384,32 @@ def hint(command: str, parser: ArgumentParser, words: Sequence[str], error: Argu
 def other_command(settings: type, message: str) -> str:
     """Which command a settings file may be for, if the message is that there is no such setting as it has."""
     unknown = re.match(r"there is no setting (\w+)", message)
-    for command, (_, kind) in WITH_SETTINGS.items():
-        if unknown and unknown[1] in names_of(kind) - names_of(settings):
+    own = {field.name for field in fields(settings)}
+    for command, (_, others) in WITH_SETTINGS.items():
+        if unknown and unknown[1] in {field.name for field in fields(others)} - own:
             return f"; is it one for `dsp-sparse {command}`?"
     return ""
 
 
-def names_of(settings: type) -> set[str]:
-    """The names of settings."""
-    return {field.name for field in fields(settings)}
+def parser_of(command: str) -> ArgumentParser:
+    """The parser of a subcommand."""
+    return plain_parser(PLAIN[command]) if command in PLAIN else settings_parser(*WITH_SETTINGS[command])
+
+
+def parse_without_command(argv: Sequence[str]) -> None:
+    """Parse a command line without a subcommand. UserError: it wants one. SystemExit: help or the version was told."""
+    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for command in (*PLAIN, *WITH_SETTINGS):
+        described = parser_of(command)
+        commands.add_subcommand(command, described, help=described.description)
+    if not argv:
+        expected = ", ".join((*PLAIN, *WITH_SETTINGS))
+        raise UserError(f"expected a command, one of {expected}; dsp-sparse --help explains them")
+    try:
+        parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(str(error)) from None
 
 
 def execute(name: str, argv: Sequence[str]) -> int | None:
@@ -474,27 +419,22 @@ def execute(name: str, argv: Sequence[str]) -> int | None:
         UserError: an argument or a setting that is refused; and whatever the subcommand raises.
         SystemExit: help or the version was asked for.
     """
-    parsers = {command: plain_parser(function) for command, function in PLAIN.items()}
-    parsers |= {command: settings_parser(*pair) for command, pair in WITH_SETTINGS.items()}
-    program = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
-    commands = program.add_subcommands(dest="command", metavar="COMMAND")
-    for command, parser in parsers.items():
-        commands.add_subcommand(command, parser, help=parser.description.partition("\n")[0])
-    if not argv:
-        raise UserError(f"expected a command, one of {', '.join(parsers)}; dsp-sparse --help explains them")
+    if not name:
+        return parse_without_command(argv)
+    parser = parser_of(name)
     # Flags may be written with hyphens, too.
-    words = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv]
-    as_typed = {word: original for word, original in zip(words, argv, strict=True) if word != original}
-    if name in WITH_SETTINGS and words[1:] and not words[1].startswith("-"):
-        words.insert(1, "--config")
+    words = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv[1:]]
+    as_typed = {word: original for word, original in zip(words, argv[1:], strict=True) if word != original}
+    if name in WITH_SETTINGS and words and not words[0].startswith("-"):
+        words.insert(0, "--config")
     try:
-        parsed = parsers[name].parse_args(words[1:]) if name else program.parse_args(words)
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
         message = reworded(str(error))
         for word, original in as_typed.items():
             message = message.replace(word, original)
         if name in WITH_SETTINGS:
-            message += hint(name, parsers[name], words[1:], error)
+            message += hint(name, parser, words, error)
         raise UserError(message) from None
     if name in PLAIN:
         own = vars(parsed)

@@ -294,6 +294,17 @@ def test_a_settings_file_that_is_not_text(command, place, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"dsp-sparse {command}: error: {file}: not text in UTF-8")
 
 
+def test_settings_are_printed_as_they_would_be_taken(folder, tmp_path, capsys):
+    assert run("train", folder / "train.yaml", "--out", tmp_path / "r", "--optim.epochs", 7, "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optim"]["epochs"] == 7
+
+
+def test_the_help_of_a_command_names_it(capsys):
+    for command in ("prepare", "train"):
+        assert run(command, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"usage: dsp-sparse {command} ")
+
+
 def test_settings_without_a_file(folder, capsys):
     for words in ([], ["--out", folder / "run", folder / "train.yaml"]):
         assert run("train", *words) == 2

@@ -14,6 +14,8 @@ from dsp_sparse.config import CompareConfig, TrainConfig
 from dsp_sparse.data import s3dis, scannet
 from dsp_sparse.data.clouds import CloudConfig
 from dsp_sparse.experiments.matrix import Cell, beside_no_run, cell_config, cells
+from dsp_sparse.parsers import settings_parser
+from dsp_sparse.settings import build
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLOUDS = sorted((CONFIGS / "data").glob("*.yaml"))
@@ -30,9 +32,7 @@ def name_of(path: Path) -> str:
 def read(path: Path) -> CompareConfig | TrainConfig:
     """The settings as the program reads them."""
     kind, command = (CompareConfig, cli.compare) if path in COMPARISONS else (TrainConfig, cli.train)
-    parser = cli.settings_parser(command, kind)
-    values = vars(parser.instantiate(parser.parse_args(["--out", "out", "--config", str(path)])))
-    return kind(**{name: value for name, value in values.items() if name in kind.__dataclass_fields__})
+    return build(kind, settings_parser(command, kind).parse_args(["--out", "out", "--config", str(path)]))
 
 
 def one_seed(config: CompareConfig) -> list[Cell]:

@@ -1,0 +1,84 @@
+"""Parsers of subcommands: the signature and the docstring of a function are its command line."""
+
+import inspect
+from argparse import Action, ArgumentError
+from collections.abc import Callable
+from functools import partial
+
+import docstring_parser
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from .settings import settings_text
+
+# A flag that is cut short is a mistake; it must not start a long build.
+Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
+
+
+def plain_parser(function: Callable) -> ArgumentParser:
+    """A subcommand whose arguments are those of its function; the ones without a default are positional.
+
+    Switches (`bool`, false by default) take no value; a list takes words.
+    """
+    program, description = f"dsp-sparse {function.__name__}", inspect.getdoc(function).partition("\n")[0]
+    parser = Parser(prog=program, description=description)
+    arguments = inspect.signature(function).parameters
+    switches = {name for name, argument in arguments.items() if argument.annotation is bool}
+    lists = {name for name, argument in arguments.items() if argument.annotation in (list[str], list[str] | None)}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=switches | lists)
+    for argument in docstring_parser.parse(function.__doc__).params:
+        name = argument.arg_name
+        if name in switches:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", f"--{name}", action="store_true", help=argument.description
+            )
+        if name in lists:
+            if arguments[name].default is inspect.Parameter.empty:
+                parser.add_argument(name, nargs="+", help=argument.description)
+            else:
+                parser.add_argument(f"--{name}", nargs="+", action=Words, help=argument.description)
+    return parser
+
+
+class Words(Action):
+    """Keeps the words of an option: `a b`, `a,b`, `[a,b]` or `["a", "b"]`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        words = [word.strip(" \"'") for value in values for word in value.strip("[] ").split(",")]
+        if not all(words):
+            raise ArgumentError(self, f"expected words, got {' '.join(values)!r}")
+        setattr(namespace, self.dest, words)
+
+
+class SettingsFile(ActionConfigFile):
+    """Reads a settings file, strictly."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        settings_text(values)
+        super().__call__(parser, namespace, values, option_string)
+
+
+def settings_parser(function: Callable, settings: type) -> ArgumentParser:
+    """A subcommand that reads a settings file; every setting is a flag, too.
+
+    So are the other arguments of its function; those without a default may stand in the settings file instead.
+    """
+    usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
+    parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
+    parser.add_argument("--config", action=SettingsFile, help="settings file (or the first argument)")
+    described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
+    for name, argument in own_arguments(function).items():
+        if argument.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=described[name])
+        elif argument.default is inspect.Parameter.empty:
+            help = f"{described[name].rstrip('.')}; `{name}:` in the settings file"
+            parser.add_argument(f"--{name}", type=argument.annotation, required=True, help=help)
+        else:
+            kind, default = argument.annotation, argument.default
+            parser.add_argument(f"--{name}", type=kind, default=default, help=described[name])
+    parser.add_class_arguments(settings, as_group=False)
+    return parser
+
+
+def own_arguments(function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a subcommand with settings that are not among the settings."""
+    return {name: a for name, a in inspect.signature(function).parameters.items() if name != "config"}
