@@ -7,8 +7,9 @@ from itertools import groupby
 import numpy as np
 
 from ..errors import UserError
+from .affinity_views import AffinityView
 from .render import Camera, Drawing, spacing_of
-from .views import AffinityView, SceneView
+from .views import SceneView
 
 PIXELS = 700  # of the longer side of one panel
 DPI = 200

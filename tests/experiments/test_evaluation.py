@@ -65,7 +65,7 @@ def test_rotations_change_the_prediction_and_not_what_is_scored(make_run, rooms_
 @pytest.mark.parametrize(("setting", "value"), [("votes", 0), ("rotations", 0)])
 def test_settings_that_cannot_be_are_named(setting, value, make_run, rooms_store):
     run = make_run(rooms_store)
-    with pytest.raises(UserError, match=f"eval.{setting} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"{setting} must be at least 1, got 0"):
         evaluate_run(run, **{setting: value})
     assert not list(run.glob("evaluation*"))
 

@@ -83,5 +83,5 @@ def test_folds_that_do_not_belong_together_are_refused(evaluations, make_run, ro
         write_json(tmp_path / name, content)
         with pytest.raises(UserError, match=message):
             aggregate([one, two, tmp_path / name])
-    with pytest.raises(UserError, match=r"unfinished/results\.json: not readable"):
+    with pytest.raises(UserError, match=r"unfinished: not a finished run \(no results.json\)"):
         aggregate([one, make_run(rooms_store, "unfinished")])

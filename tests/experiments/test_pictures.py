@@ -9,6 +9,7 @@ import pytest
 
 from dsp_sparse.errors import UserError
 from dsp_sparse.experiments import pictures
+from dsp_sparse.experiments.affinity_views import AffinityView
 from dsp_sparse.experiments.pictures import (
     RIGHT,
     UNLABELLED,
@@ -21,7 +22,7 @@ from dsp_sparse.experiments.pictures import (
     walls_before,
 )
 from dsp_sparse.experiments.render import Camera, Drawing, spacing_of
-from dsp_sparse.experiments.views import AffinityView, SceneView
+from dsp_sparse.experiments.views import SceneView
 
 RED, BLUE = np.array([[255, 0, 0]], np.uint8), np.array([[0, 0, 255]], np.uint8)
 CLASSES = ["ceiling", "floor", "wall"]

@@ -323,7 +323,7 @@ def test_interrupted_it_goes_on_where_it_stopped(run, tmp_path):
     program.stdout.readline()
     program.send_signal(signal.SIGINT)
     _, message = program.communicate(timeout=60)
-    assert program.returncode == 130 and "the same command goes on" in message
+    assert program.returncode == 130 and "the same command labels the clouds that are left" in message
     done = sorted(out.glob("*.ply"))
     assert 1 <= len(done) < 20
     assert not [p for p in out.iterdir() if p.name[0] == "."]

@@ -14,6 +14,7 @@ from scipy import stats
 
 from dsp_sparse.config import CompareConfig, DataConfig, PaperScore, TrainConfig, Variant
 from dsp_sparse.errors import UserError
+from dsp_sparse.experiments.affinity_views import AffinityView
 from dsp_sparse.experiments.evaluation import evaluate_run
 from dsp_sparse.experiments.matrix import Cell
 from dsp_sparse.experiments.report import evidence, write_report
@@ -25,7 +26,7 @@ from dsp_sparse.experiments.report.scores import Printed
 from dsp_sparse.experiments.report.sources import read_subject
 from dsp_sparse.experiments.report.svg import limits, log_ticks, ticks
 from dsp_sparse.experiments.report.viewer import LIMIT, packed, viewer_section
-from dsp_sparse.experiments.views import AffinityView, SceneView
+from dsp_sparse.experiments.views import SceneView
 from dsp_sparse.metrics import ConfusionMatrix
 
 CLASSES = ["floor", "wall", "lamp <b>"]

@@ -9,9 +9,9 @@ import torch
 
 from dsp_sparse.data import collate
 from dsp_sparse.errors import UserError
-from dsp_sparse.experiments import views
+from dsp_sparse.experiments.affinity_views import affinity_view, partner_with, richest_ball
 from dsp_sparse.experiments.trained import TrainedRun
-from dsp_sparse.experiments.views import affinity_view, ceiling_of, centre_of, colours_of, partner_with, scene_view
+from dsp_sparse.experiments.views import ceiling_of, centre_of, colours_of, scene_view
 from dsp_sparse.inference import BasicBranch, Voting, predict_probabilities
 from dsp_sparse.palette import palette
 from dsp_sparse.training.checkpoint import load_model, save_modules
@@ -99,7 +99,7 @@ def test_affinity_is_shown_as_the_modules_give_it(run, rooms_store):
     """Weights are the rows of the module for the pair, from a point of the class that is most surely of it."""
     scene = rooms_store.group(["Area_2"])[0]
     shown, opened = affinity_view(run, scene), TrainedRun.open(run)
-    ball = views.richest_ball(opened, scene)
+    ball = richest_ball(opened, scene)
     present = set(ball.labels[ball.labels >= 0].tolist())
     assert {view.module for view in shown} == {"csfr", "isfr"}
     for view in shown:

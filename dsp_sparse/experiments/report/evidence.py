@@ -8,13 +8,13 @@ import numpy as np
 from ...data import Scene, SceneStore
 from ...data.loader import train_groups
 from ...errors import UserError
-from ...training.run import load_config
 from ..affinity import affinity_shares
+from ..affinity_views import AffinityView, affinity_view
 from ..pictures import affinity_picture, segmentation_picture
 from ..table import method_of, spread
-from ..views import AffinityView, SceneView, affinity_view, scene_view
+from ..views import SceneView, scene_view
 from .html import paragraph, picture, section, table, text
-from .sources import Subject, name_of
+from .sources import Subject, name_of, read_subject
 from .viewer import viewer_section
 
 SCENES = 4  # rows of Fig. 5
@@ -175,21 +175,13 @@ def _representative(runs: Sequence[dict]) -> dict:
 
 
 def _full_run(folder: Path) -> dict:
-    """A run as the subject of a report has it."""
-    config = load_config(folder)
+    """A run as the subject of a report has it. UserError: not a finished run with all labels."""
     if not (folder / "model.pt").is_file():
         raise UserError(f"{folder}: no finished run (no model.pt), expected one with full supervision")
-    data = config.data
-    if data.label_rate != 1 or data.label_points is not None or data.label_mask is not None:
+    (run,) = read_subject(folder).runs
+    if run.get("label_rate") != 1:
         raise UserError(f"{folder}: trained with weak labels, expected a run with full supervision (data.label_rate 1)")
-    return {
-        "backbone": config.backbone,
-        "method": config.method,
-        "label_rate": data.label_rate,
-        "seed": config.seed,
-        "folder": folder,
-        "config": config,
-    }
+    return run
 
 
 def rich_scenes(scenes: Sequence[Scene]) -> list[Scene]:

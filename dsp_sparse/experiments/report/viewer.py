@@ -6,8 +6,9 @@ from importlib import resources
 
 import numpy as np
 
+from ..affinity_views import AffinityView
 from ..render import spacing_of
-from ..views import AffinityView, SceneView, shown_rows
+from ..views import SceneView, shown_rows
 from .html import paragraph, section, text
 
 UNLABELLED = 255
