@@ -92,9 +92,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         load_model(tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match=r"not a finished run \(no model\.pt\)"):
         load_model(tmp_path)
-    with pytest.raises(
-        UserError, match=r"none\.pt: not a readable dsp-sparse modules file \(No such file or"
-    ):
+    with pytest.raises(UserError, match=r"none\.pt: not a readable dsp-sparse modules file \(No such file or"):
         load_modules(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"list\.pt: holds 'list', expected 'dsp-sparse model 1'"):
