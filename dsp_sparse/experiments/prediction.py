@@ -5,14 +5,11 @@ there is never more than a tile. What waits on the disk, beside the result, is e
 cloud that is cut, also its points on their way into tiles, see `data.tiles`.
 """
 
-import hashlib
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,25 +17,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.clouds import read_cloud
-from ..data.dataset import CHUNK, RawCloud, files_below
-from ..data.readers import SUFFIXES, read_chunks
+from ..data.dataset import CHUNK, RawCloud
+from ..data.readers import read_chunks
 from ..data.tiles import TILE_POINTS, grid_cloud, tiles
 from ..distributed import pick_device, rank, share, sum_over_ranks, together
 from ..errors import UserError
-from ..files import locked, write_json
 from ..inference import BasicBranch, Voting, predict_probabilities
 from ..training.checkpoint import Model, load_model
-from .labelled_files import EXTENSIONS, PREDICTED, SCANNET_MESH, Format, nyu40_ids, write, written
-
-RECORD = "prediction.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cloud to label: the file it is read from, and the file that is written."""
-
-    source: Path
-    out: Path
+from .labelled_files import EXTENSIONS, PREDICTED, Format, nyu40_ids, write
+from .prediction_jobs import Job, claimed, digest, folder_jobs, single_job
 
 
 def predict(
@@ -119,84 +106,6 @@ def predict(
                 seconds = time.perf_counter() - start
                 print(f"[{number}/{len(mine)}] {job.out}: {count} points, {seconds:.1f} s", flush=True)
         return int(sum_over_ranks(np.array([failed]))[0])
-
-
-def single_job(source: Path, out: Path, format: Format) -> Job:
-    """The job of one file. UserError: `out` cannot be written, or is the source itself."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"out must be a file in an existing folder, got {out}")
-    if source.resolve() in (file.resolve() for file in written(format, out)):
-        raise UserError(f"out must not be the cloud itself, got {out}")
-    return Job(source, out)
-
-
-def folder_jobs(source: Path, out: Path, format: Format, pattern: str | None = None) -> list[Job]:
-    """The jobs of a folder, see `predict`. UserError: no clouds, they would be in `out`, or two would be one file.
-
-    Hidden files, and those below `out`, are not looked at.
-    """
-    place = out.resolve()
-    if place in (source.resolve(), *source.resolve().parents):
-        raise UserError(f"out must be another folder than the clouds' and not above it, got {out} for {source}")
-    if pattern and Path(pattern).is_absolute():
-        raise UserError(f"pattern {pattern!r} must be relative to {source}, like **/*.ply")
-    chosen = pattern or (f"**/*{SCANNET_MESH}.ply" if format == "scannet" else None)
-    jobs, sources = [], {}
-    for path in files_below(source, chosen or "**/*"):
-        if not (chosen or path.suffix.lower() in SUFFIXES) or place in path.resolve().parents:
-            continue
-        if format == "scannet":
-            target = out / f"{path.stem.removesuffix(SCANNET_MESH)}.txt"
-        else:
-            target = out / path.relative_to(source).with_suffix(EXTENSIONS[format])
-        jobs.append(Job(path, target))
-        for file in written(format, target):
-            if (other := sources.setdefault(file, path)) != path:
-                raise UserError(f"{file}: to be written for both {other} and {path}; choose with pattern")
-    if not jobs:
-        raise UserError(f"{source}: no point clouds, expected {chosen or 'files ending in ' + ' '.join(SUFFIXES)}")
-    return jobs
-
-
-@contextmanager
-def claimed(out: Path, settings: dict) -> Iterator[None]:
-    """Inside, the folder `out` belongs to this process. What a killed one left half written is removed.
-
-    Raises:
-        UserError: another process has it, or it holds something else than predictions made with these settings.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        claim(out, settings)
-        for leftover in out.rglob(".*.*.*"):  # the names of `files.atomic_path`
-            leftover.unlink()
-        yield
-
-
-def claim(out: Path, settings: dict) -> None:
-    """Note in the folder `out` what its predictions are made with. UserError: it holds something else."""
-    settings = json.loads(json.dumps(settings))
-    file = out / RECORD
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text())
-            differing = [name for name, value in settings.items() if found[name] != value]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file}: not readable; choose another folder") from None
-        if differing:
-            name = differing[0]
-            raise UserError(f"{file}: {name} is {found[name]!r}, not {settings[name]!r}; choose another folder")
-    elif not all(path.match(f".{RECORD}.*") for path in out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty and holds no predictions; expected a new folder")
-    else:
-        write_json(file, settings)
-
-
-def digest(run: str | Path) -> str:
-    """SHA-256 of a run's model."""
-    path = Path(run)
-    path = path / "model.pt" if path.is_dir() else path
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def label_cloud(

@@ -63,7 +63,7 @@ class Evidence:
         self._spacing = 0.0
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
-        """The sections to make, in order, each with what a progress bar calls it."""
+        """The sections to make, in order, each with its name."""
         return [("scenes", self.scenes), ("view", self.view), ("points", self.points), ("affinity", self.shares)]
 
     def scenes(self) -> str:
