@@ -152,7 +152,7 @@ class Browser:
             clip = {"clip": {**place, "scale": 1}}
         return base64.b64decode(self("Page.captureScreenshot", format="png", **clip)["data"])
 
-    def _receive(self, patience: float = 60) -> dict:
+    def _receive(self, patience: float = 300) -> dict:
         while b"\0" not in self._buffer:
             if not select.select([self._in], [], [], patience)[0]:
                 raise TimeoutError(f"Chromium said nothing for {patience:.0f} s")
@@ -178,7 +178,7 @@ class Browser:
         elif event == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
             self.complaints.append(details["entry"]["text"])
 
-    def _until(self, holds: Callable[[], bool], patience: float = 60) -> None:
+    def _until(self, holds: Callable[[], bool], patience: float = 300) -> None:
         end = time.monotonic() + patience
         while not holds():
             if time.monotonic() > end:

@@ -34,7 +34,7 @@ def step(stepper, batch) -> dict:
 @pytest.mark.parametrize("precision", HALF)
 def test_half_precision_is_close(precision, backbone, store, settings):
     """Losses within a few per cent of float32's, not the same; weights and statistics stay float32."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     expected = step(stepper_of(tiny_net(backbone), "float32"), batch)
     net = tiny_net(backbone)
     losses = step(stepper_of(net, precision), batch)
@@ -47,7 +47,7 @@ def test_half_precision_is_close(precision, backbone, store, settings):
 @pytest.mark.parametrize("precision", HALF)
 def test_affinities_and_losses_are_float32(precision, backbone, store, settings, monkeypatch):
     """What the reallocation modules and the losses see, while the layers compute in half precision."""
-    batch, stepper, seen = batch_of(store, settings, pairs=True), stepper_of(tiny_net(backbone), precision), {}
+    batch, stepper, seen = batch_of(store, settings), stepper_of(tiny_net(backbone), precision), {}
     for name, branch in stepper.objective.branches.items():
         branch.register_forward_hook(lambda _, inputs, out, name=name: seen.update({name: (inputs[0].feat, out.feat)}))
     decode = stepper.objective.net.decode
@@ -90,7 +90,7 @@ def test_a_run_in_half_precision_learns_and_resumes(precision, backbone, setting
 
 def test_a_scale_that_is_too_large_skips_a_step_and_is_no_fault(store, settings):
     """Gradients overflow: the weights stand still, the scale falls, the loss is finite; then the step is taken."""
-    batch, stepper = batch_of(store, settings, pairs=True), stepper_of(tiny_net("kpfcnn"), "float16")
+    batch, stepper = batch_of(store, settings), stepper_of(tiny_net("kpfcnn"), "float16")
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1e30, backoff_factor=1e-29)
     before = [p.detach().clone() for p in stepper.objective.parameters()]
     assert step(stepper, batch)["total"] < 100
@@ -102,7 +102,7 @@ def test_a_scale_that_is_too_large_skips_a_step_and_is_no_fault(store, settings)
 
 def test_gradients_are_clipped_as_they_are_not_as_they_are_scaled(store, settings, monkeypatch):
     """The step of a clipped gradient is at most lr times the limit, and reaches it."""
-    batch, stepper = batch_of(store, settings, pairs=True), stepper_of(tiny_net("kpfcnn"), "float16")
+    batch, stepper = batch_of(store, settings), stepper_of(tiny_net("kpfcnn"), "float16")
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
     stepper.clip_value = 1e-3
     before = [p.detach().clone() for p in stepper.objective.parameters()]

@@ -32,7 +32,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(stage, store, settings, back
     """Eq. 11 and 12: seg + λ_cr·CR, seg + seg_s + λ_sr·SR; each term by its name."""
     config = LossConfig(lambda_cr=0.5, lambda_sr=3.0)
     objective = Objective(tiny_net(backbone), stage, config)
-    losses = objective(batch_of(store, settings, pairs=True))
+    losses = objective(batch_of(store, settings))
     total = losses.pop("total")
     assert set(losses) == TERMS[stage]
     weights = {"cr": 0.5, "sr": 3.0}
@@ -42,7 +42,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(stage, store, settings, back
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_a_deformable_network_is_regularised(stage, store, settings):
     """In every stage, once: the term of the plain encoding, weighted with λ_reg; it trains the offsets even alone."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     net = tiny_net("kpfcnn", **DEFORMABLE)
     losses = Objective(net, stage, LossConfig(lambda_reg=2.0))(batch)
     assert set(losses) == TERMS[stage] | {"reg", "total"}
@@ -55,7 +55,7 @@ def test_a_deformable_network_is_regularised(stage, store, settings):
 
 def test_the_switches_of_the_ablations(store, settings):
     """Table 2: seg_c adds the segmentation loss of the cross branch, seg_s: false leaves the intra branch's out."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     with_c = Objective(tiny_net("kpfcnn"), "csfr", LossConfig(seg_c=True))(batch)
     without_s = Objective(tiny_net("kpfcnn"), "isfr", LossConfig(seg_s=False))(batch)
     assert set(with_c) == {"seg", "cr", "seg_c", "total"}
@@ -66,7 +66,7 @@ def test_the_switches_of_the_ablations(store, settings):
 
 def test_every_term_is_what_the_paper_says(store, settings, backbone):
     """The branches decode reallocated features with the sample's own state and meet the basic branch's logits."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     objective = Objective(tiny_net(backbone), "joint", LossConfig(seg_c=True, consistency_reduction="sum")).eval()
     losses = objective(batch)
     net, offsets = objective.net, batch.input.offsets
@@ -88,7 +88,7 @@ def test_every_term_is_what_the_paper_says(store, settings, backbone):
 @pytest.mark.parametrize(("stage", "term"), [("csfr", "cr"), ("isfr", "sr")])
 def test_consistency_reaches_the_features_of_unlabelled_points(stage, term, store, settings, backbone):
     """The point of the method: CR and SR send a gradient to features that the segmentation loss leaves without."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     unlabelled = slice(int(batch.input.offsets[1]), None)
     batch.labels[unlabelled] = -1  # the second sample has no label at all
     objective = Objective(tiny_net(backbone), stage, LossConfig()).eval()  # eval: batch statistics carry no gradient
@@ -106,7 +106,7 @@ def test_consistency_reaches_the_features_of_unlabelled_points(stage, term, stor
 
 def test_labels_of_one_sample_train_the_features_of_its_partner(store, settings, backbone):
     """With a segmentation loss on the cross branch alone, the labels of sample 0 reach the features of sample 1."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     batch.labels[int(batch.input.offsets[1]) :] = -1
     objective = Objective(tiny_net(backbone), "csfr", LossConfig(seg_c=True)).eval()
     tap, state = objective.net.encode(batch.input)
@@ -118,7 +118,7 @@ def test_labels_of_one_sample_train_the_features_of_its_partner(store, settings,
 @pytest.mark.parametrize("stage", ["csfr", "isfr", "joint"])
 def test_running_statistics_are_those_of_the_basic_branch(stage, store, settings, backbone):
     """Decoding reallocated features leaves the running statistics as one plain training step leaves them."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     net = tiny_net(backbone).train()
     plain = copy.deepcopy(net)
     Objective(net, stage, LossConfig())(batch)
@@ -151,7 +151,7 @@ def test_a_batch_that_is_not_finite_leaves_kept_statistics_alone(norm):
 
 def test_a_batch_without_labels_trains_on_consistency_alone(store, settings, backbone):
     """No labelled point: seg is exactly 0, the rest goes on, nothing is NaN."""
-    batch = batch_of(store, settings, pairs=True)
+    batch = batch_of(store, settings)
     batch.labels.fill_(-1)
     objective = Objective(tiny_net(backbone), "joint", LossConfig())
     losses = objective(batch)
