@@ -146,6 +146,8 @@ def open_sources(config: TrainConfig) -> Sources:
         value = getattr(config.data, setting)
         raise UserError(f"data.{setting} {value} leaves no point labelled to train on, expected at least one")
     stages = METHODS[config.method]
+    if any(map(takes_pairs, stages)) and config.data.batch_size % 2:
+        raise UserError(f"data.batch_size must be even for the pairs of {config.method}, got {config.data.batch_size}")
 
     accumulate, cuda = config.optim.accumulate, pick_device(config.device).type == "cuda"
 

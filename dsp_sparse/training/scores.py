@@ -28,4 +28,4 @@ def read_scores(path: Path, *numbers: str) -> dict:
 
 
 def _unreadable(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: not readable as results ({reason}); delete it to evaluate again")
+    return UserError(f"{path}: not readable as results ({reason}); delete it to evaluate again, if a run wrote it")
