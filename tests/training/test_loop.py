@@ -410,7 +410,7 @@ def test_what_does_not_fit_together_is_named(settings, tmp_path):
     with pytest.raises(UserError, match="no group 'Area_9'"):
         train(wrong_group, tmp_path / "group")
     odd = replace(settings, method="isfr-csfr", data=replace(settings.data, batch_size=3))
-    with pytest.raises(UserError, match="data.batch_size must be even for the pairs of isfr-csfr, got 3"):
+    with pytest.raises(UserError, match=r"data\.batch_size must be even for the pairs of isfr-csfr, got 3"):
         train(odd, tmp_path / "odd")
     with pytest.raises(UserError, match="not a scene store"):
         train(replace(settings, data=replace(settings.data, store=str(tmp_path))), tmp_path / "store")
