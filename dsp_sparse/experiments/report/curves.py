@@ -88,7 +88,8 @@ def time_section(subject: Subject) -> str:
                 steps = run["config"].optim.steps_per_epoch
                 parts = {name: 1000 * seconds / steps for name, seconds in line["seconds"].items()}
                 whole = parts.pop("total")
-                spent = {**parts, "rest": whole - sum(parts.values()), "total": whole}
+                # Not less than nothing: a GPU has a clock of its own.
+                spent = {**parts, "rest": max(0.0, whole - sum(parts.values())), "total": whole}
                 epochs.setdefault((backbone, engine or "", method, line["objective"]), []).append(spent)
     if not epochs:
         return ""
