@@ -1,6 +1,7 @@
 """From a stream of points to grid clouds: a cloud too large for memory is cut into tiles that overlap."""
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,8 @@ from .index import CELLS, BlockIndex
 # Most points of a tile's core, and its margin in grid cells.
 TILE_POINTS = 8_000_000
 OVERLAP = 50
+# Tiles that hold so many times the points of their cloud, with their margins, are worth a warning.
+HEAVY = 4
 # Tiles are cut between columns of cells; these many bins a side are counted at a time, at most.
 BINS = 2048
 # Columns of cells a side that a cloud which is cut may have, at most.
@@ -134,6 +137,7 @@ def tiles(
     A cloud that is not larger is one tile. Others are halved across the longer of their horizontal sides, between
     columns of grid cells, until no part holds more (a single column is never cut). Every point is in exactly one core.
     Memory is that of a piece and a tile, core and margin: where cores are small beside their margins, mostly of margin.
+    So is the work then, of which a warning gives the figures before the first tile.
     What does not fit lies in unnamed files, which vanish with the process.
 
     Args:
@@ -228,6 +232,14 @@ def _cut(
                     if mine.any():
                         to[number].append(by_tile.write(*(array[mine] for array in arrays)))
             dealt(len(of_piece))
+
+        held = sum(by_tile.length(part) for tile in (*cores, *margins) for part in tile)
+        if held > HEAVY * begin:
+            warnings.warn(
+                f"the {len(boxes)} tiles of a cloud of {begin:,} points hold {held / begin:.0f} times as many, because "
+                f"of their margins of {margin * grid:g} m; larger tiles or a smaller overlap are less work",
+                stacklevel=3,
+            )
 
         def tile(number: int) -> Tile:
             parts = cores[number] + margins[number]

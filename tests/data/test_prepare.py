@@ -20,6 +20,8 @@ from dsp_sparse.data.prepare import BrokenCloudsError
 from dsp_sparse.errors import UserError
 from dsp_sparse.files import locked
 
+pytestmark = pytest.mark.filterwarnings("ignore:the .* tiles of a cloud")  # tiny ones
+
 
 def contents(folder: Path) -> dict:
     """Every file below a folder, leftovers included."""
@@ -89,7 +91,6 @@ class Slow:
     def __call__(self):
         for piece in self.chunks():
             yield piece
-            Path(sys.argv[2] + ".alive").write_text(str(time.time()))
             time.sleep(float(sys.argv[5]))
 
 if __name__ == "__main__":
@@ -100,7 +101,11 @@ if __name__ == "__main__":
 """
 
 
-def wait_for(condition, seconds=60):
+# Seconds for what takes some. A machine may be busy.
+TIME_LIMIT = 600
+
+
+def wait_for(condition, seconds=TIME_LIMIT):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -110,25 +115,21 @@ def wait_for(condition, seconds=60):
 @pytest.mark.parametrize("tile_points", [100_000, 3000], ids=["whole", "tiled"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_preparation_is_finished_by_the_next(rooms_folder, tmp_path, workers, tile_points):
-    """Killed by SIGKILL in the middle of a cloud: no process goes on writing, finished clouds are whole, and running
-    again ends in the very bytes of an undisturbed run."""
+    """Killed by SIGKILL in the middle of a cloud: its processes end with it and leave the cloud unfinished. Finished ones
+    are whole, and running again ends in the very bytes of an undisturbed run."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    folder, alive = tmp_path / "store", tmp_path / "store.alive"
+    folder = tmp_path / "store"
     arguments = [str(rooms_folder), str(folder), str(workers), str(tile_points)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     program = [sys.executable, str(tmp_path / "program.py")]
-    process = subprocess.Popen([*program, *arguments, "0.05"], env=environment)
+    process = subprocess.Popen([*program, *arguments, "0.05"], env=environment, stdout=subprocess.PIPE)
     try:
         wait_for(lambda: [*folder.glob("scenes/[!.]*")])
         # in the middle of the next cloud; where it is cut into tiles, after its first one
         wait_for(lambda: [*folder.glob("scenes/.*/*/points.npy" if tile_points < 8000 else "scenes/.*")])
     finally:
         process.kill()
-    process.wait()
-    time.sleep(0.3)
-    state = contents(folder), alive.read_text()
-    time.sleep(0.7)
-    assert (contents(folder), alive.read_text()) == state
+    process.communicate(timeout=TIME_LIMIT)  # to the end of the output: no process that inherited it is left
     assert any(part.startswith(".") for path in folder.rglob("*") for part in path.parts)
     with pytest.raises(UserError, match="unfinished"):
         SceneStore.open(folder)

@@ -154,13 +154,13 @@ def test_workers_of_a_killed_process_end(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, stdout=subprocess.PIPE)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while not [*tmp_path.glob("rooms/Area_1/[!.]*")]:
             assert time.monotonic() < end
             time.sleep(0.01)
     finally:
         process.kill()
-    process.communicate(timeout=60)  # to the end of the output: no process that inherited it is left
+    process.communicate(timeout=600)  # to the end of the output: no process that inherited it is left
     assert 0 < len([*tmp_path.glob("rooms/Area_1/[!.]*")]) < 60
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dsp_sparse.data import RawCloud, Tile, grid_cloud, tiles
 from dsp_sparse.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the .* tiles of a cloud")  # tiny ones
 ARRAYS = ("points", "features", "labels", "inverse", "original_labels")
 
 
@@ -134,6 +135,18 @@ def test_margins_hold_all_points_nearby(overlap):
         assert len(held) == len(tile.cloud.points)
         # and nothing far away: the margin ends at the next face of a cell
         assert (tile.cloud.points[:, :2] >= core.min(0) - 0.7).all()
+
+
+@pytest.mark.parametrize(("overlap", "warned"), [(0.1, False), (1.5, True)])
+def test_margins_that_are_most_of_the_work_are_told(overlap, warned, recwarn):
+    """With figures, before the first tile is there."""
+    cut = tiles(pieces(field(20_000)), grid=0.1, tile_points=300, overlap=overlap)
+    first = next(cut)
+    messages = [str(warning.message) for warning in recwarn]
+    held = len(first.cloud.points) + sum(len(tile.cloud.points) for tile in cut)
+    message = f"the {first.total} tiles of a cloud of 20,000 points hold {held / 20_000:.0f} times as many, because of "
+    message += "their margins of 1.5 m; larger tiles or a smaller overlap are less work"
+    assert messages == ([message] if warned else [])
 
 
 def same_tiles(one, two):
