@@ -115,8 +115,8 @@ def wait_for(condition, seconds=TIME_LIMIT):
 @pytest.mark.parametrize("tile_points", [100_000, 3000], ids=["whole", "tiled"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_preparation_is_finished_by_the_next(rooms_folder, tmp_path, workers, tile_points):
-    """Killed by SIGKILL in the middle of a cloud: its processes end with it and leave the cloud unfinished. Finished ones
-    are whole, and running again ends in the very bytes of an undisturbed run."""
+    """Killed by SIGKILL in the middle of a cloud: its processes end with it, and leave that cloud unfinished and the
+    finished ones whole. Running again ends in the very bytes of an undisturbed run."""
     (tmp_path / "program.py").write_text(PROGRAM)
     folder = tmp_path / "store"
     arguments = [str(rooms_folder), str(folder), str(workers), str(tile_points)]
