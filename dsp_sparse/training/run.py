@@ -22,7 +22,7 @@ from ..config import TrainConfig
 from ..distributed import rank, world
 from ..errors import UserError
 from ..files import append_line, atomic_path, remove_leftovers, write_json
-from ..settings import build
+from ..settings import build, settings_text
 from ..wording import reworded
 from .checkpoint import TrainingState, load_state, save_state
 from .environment import environment, read_environment
@@ -171,10 +171,10 @@ def load_config(folder: str | Path) -> TrainConfig:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: not the folder of a run (no config.yaml), expected one that a training wrote")
-    settings = _read_settings(path)
+    text = settings_text(path)
     try:
-        return parse_config(settings)
-    except UserError as error:
+        return parse_config(yaml.safe_load(text))
+    except (ValueError, yaml.YAMLError) as error:  # UserError is a ValueError, as is a date that there is not
         raise UserError(f"{path}: not the settings of a run ({error})") from None
 
 
@@ -196,16 +196,6 @@ def parse_config(settings: dict, kind: type[Config] = TrainConfig) -> Config:
 def _plain(config: TrainConfig) -> dict:
     """The settings as a YAML file holds them: tuples are lists."""
     return json.loads(json.dumps(asdict(config)))
-
-
-def _read_settings(path: Path) -> dict:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as the settings of a run ({type(error).__name__})") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected the settings of a run, got {type(settings).__name__}")
-    return settings
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str | None:

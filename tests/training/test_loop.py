@@ -329,7 +329,10 @@ def test_settings_come_back_from_the_run_folder(settings, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("method: unknown\n")
     with pytest.raises(UserError, match=r"config\.yaml: not the settings of a run"):
         load_config(tmp_path / "run")
-    with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "run" / "config.yaml").write_text("- method\n")
+    with pytest.raises(UserError, match=r"config\.yaml: expected settings by name, got a list"):
+        load_config(tmp_path / "run")
+    with pytest.raises(UserError, match=r"not the folder of a run \(no config\.yaml\)"):
         load_config(tmp_path / "nowhere")
 
 
