@@ -27,7 +27,7 @@ class TrainingState:
         modules: state dicts of the reallocation modules, each as last trained.
         optimizer: state dict of the stage's optimiser; None before its first step.
         step: steps of the epoch after those that are done.
-        sums: what these steps added up: `Progress.sums`.
+        sums: what these steps added up: the fields of a `Progress`.
         scaler: state dict of the gradient scaler, empty but in float16.
         world: how many processes train.
     """

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 import torch
@@ -55,10 +55,6 @@ class Progress:
         self.points += counts.points
         self.labelled = added(self.labelled, counts.labelled.tolist())
         self.pairs = added(self.pairs, counts.pairs.tolist())
-
-    def sums(self) -> dict:
-        """As plain values."""
-        return asdict(self)
 
     def metrics(self, classes: Sequence[str]) -> dict:
         """The means over the steps of the `losses` by name and of the `points` a step; how many `labelled` points of

@@ -246,7 +246,7 @@ def _train_stage(
                 modules={**state.modules, **{key: m.state_dict() for key, m in objective.branches.items()}},
                 optimizer=optimizer.state_dict(),
                 step=0 if whole else progress.steps,
-                sums={} if whole else progress.sums(),
+                sums={} if whole else asdict(progress),
                 scaler=stepper.scaler.state_dict(),
                 world=world(),
             )

@@ -41,11 +41,11 @@ class Run:
     Args:
         folder: the folder.
         config: the settings.
-        resume: there must be a run to go on with, begun with these settings.
+        resume: refuse to begin a run.
 
     Raises:
-        UserError: no run to go on with, or one of other settings, which the folder takes only before its first
-            checkpoint and without `resume`, the message names the first difference; or a package that is missing.
+        UserError: the folder holds a run of other settings, the message names the first difference (without `resume` a
+            run that has no checkpoint yet gives way); there is no run to resume; or a package is missing.
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig, resume: bool = False):
@@ -63,7 +63,7 @@ class Run:
             require_tensorboard()
 
     def _begins_anew(self) -> bool:
-        """Whether the folder is new, or that of a run of other settings that it may leave for these."""
+        """Whether the folder is new, or its run has other settings and gives way. UserError: it does not."""
         trained = self.checkpoint.exists() or self._results.exists()
         if not trained and not self._settings_file.exists():
             return True
