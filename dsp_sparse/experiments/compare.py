@@ -74,7 +74,8 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
     for cell in plan:
         settings = cell_config(config, cell)
         run = Run(run_folder(config, out, cell), settings)
-        known, results = {}, run.results
+        results = run.results
+        outcomes[cell] = known = {}
         if results is None:
             store = open_sources(settings).store
             require_classes(config, store)
@@ -82,7 +83,10 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
         else:
             known["results"] = results
             for name, (source, branch, engine) in further(config, cell).items():
-                if scores := evaluated(config, run_folder(config, out, source), branch, engine):
+                # Weights that are to be trained anew have not been evaluated, whatever their folder holds.
+                if "results" in outcomes[source] and (
+                    scores := evaluated(config, run_folder(config, out, source), branch, engine)
+                ):
                     known[name] = {"results": scores}
             failed[cell].pop("error", None)
         outcomes[cell] = failed[cell] | known

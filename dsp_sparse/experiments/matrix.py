@@ -99,7 +99,8 @@ def changed(train: TrainConfig, variant: Variant) -> TrainConfig:
         section = settings
         for key in sections:
             section = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or last not in section:
+        # A whole section would forget what `train` says of the rest of it.
+        if not isinstance(section, dict) or last not in section or isinstance(section[last], dict):
             raise UserError(f"variants.{variant.name} sets {name}, expected a setting of a training such as loss.seg_c")
         section[last] = value
     try:

@@ -225,6 +225,10 @@ def test_the_first_engines_weights_are_evaluated_under_the_engine(config, tmp_pa
         CountingEngine.convolutions = 0
         assert compare(config, tmp_path)["runs"][1]["first_engine"]["results"] == first
         assert CountingEngine.convolutions == 0
+    for name in ("results.json", "checkpoint.pt"):  # of weights that are trained anew nothing is known
+        (run / name).unlink()
+    compare(config, tmp_path)
+    assert CountingEngine.convolutions > 0
 
 
 @pytest.mark.parametrize("content", ['{"miou": 0.', "[]", "{}", '{"miou": "high"}', b"\xff"])

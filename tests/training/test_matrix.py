@@ -44,6 +44,7 @@ def test_a_variant_differs_in_its_settings_alone(config):
         ({"loss.seg_d": True}, "variants.odd sets loss.seg_d, expected a setting of a training"),
         ({"seg_c": True}, "variants.odd sets seg_c, expected"),
         ({"loss.lambda_cr.x": 1}, "variants.odd sets loss.lambda_cr.x, expected"),
+        ({"loss": {"lambda_cr": 0.5}}, "variants.odd sets loss, expected a setting of a training such as loss.seg_c"),
         ({"loss.lambda_cr": "much"}, "variants.odd: .*lambda_cr"),
         ({"loss.lambda_cr": -1}, "variants.odd: loss.lambda_cr must be at least 0, got -1"),
         (
