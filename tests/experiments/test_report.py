@@ -320,6 +320,14 @@ def test_a_store_that_is_gone_is_told_where_pictures_would_be(unfinished, tmp_pa
     assert not (unfinished / "report.html").exists()
 
 
+def test_modules_that_are_damaged_leave_the_rest_of_the_report(unfinished):
+    finish(unfinished)
+    (unfinished / "modules.pt").write_bytes(b"cut")
+    page = Page(write_report(unfinished).read_text())
+    assert f"not measured: {unfinished}/modules.pt" in page.text
+    assert {"pictures", "scene", "settings"} <= set(page.ids)
+
+
 def test_full_supervision_is_named_with_its_seed(make_run, rooms_store, monkeypatch):
     weak, full = make_run(rooms_store, "weak"), make_run(rooms_store, "full")
     finish(weak)

@@ -89,8 +89,11 @@ class Evidence:
         """The first scene, to turn and to zoom."""
         if not self._views:
             return ""
-        for run in self.shown:  # `scenes` opened them all
-            self._chosen += [(run, one) for one in affinity_view(run["folder"], self._scene)]
+        for run in self.shown:
+            try:
+                self._chosen += [(run, one) for one in affinity_view(run["folder"], self._scene)]
+            except UserError:  # modules that are gone or damaged; `shares` tells it
+                continue
         several = len(self.shown) > 1
         named = [(run["backbone"] if several else "", one) for run, one in self._chosen]
         return viewer_section(self._views[0], named, self._spacing)
