@@ -4,7 +4,6 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -364,33 +363,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     leave(code or 0)
 
 
-def hint(command: str, parser: ArgumentParser, words: Sequence[str], error: ArgumentError) -> str:
-    """What to add to the message on settings that are refused: the settings file, if it is that which is wrong."""
-    if not any(word.startswith("--config") for word in words):
-        missing = re.match("the following arguments are required|unrecognized arguments", str(error))
-        return f"; settings are a file, which comes first: dsp-sparse {command} SETTINGS.yaml" if missing else ""
-    if words[0] != "--config":
-        return ""
-    function, settings = WITH_SETTINGS[command]
-    required = [name for name, a in own_arguments(function).items() if a.default is a.empty]
-    try:
-        parser.parse_args([*words[:2], *(f"--{name}=." for name in required)])
-    except ArgumentError as without_flags:
-        if str(without_flags) == str(error):
-            return f" (settings file: {words[1]}{other_command(settings, reworded(str(error)))})"
-    return ""
-
-
-def other_command(settings: type, message: str) -> str:
-    """Which command a settings file may be for, if the message is that there is no such setting as it has."""
-    unknown = re.match(r"there is no setting (\w+)", message)
-    own = {field.name for field in fields(settings)}
-    for command, (_, others) in WITH_SETTINGS.items():
-        if unknown and unknown[1] in {field.name for field in fields(others)} - own:
-            return f"; is it one for `dsp-sparse {command}`?"
-    return ""
-
-
 def parser_of(command: str) -> ArgumentParser:
     """The parser of a subcommand."""
     return plain_parser(PLAIN[command]) if command in PLAIN else settings_parser(*WITH_SETTINGS[command])
@@ -433,8 +405,9 @@ def execute(name: str, argv: Sequence[str]) -> int | None:
         message = reworded(str(error))
         for word, original in as_typed.items():
             message = message.replace(word, original)
-        if name in WITH_SETTINGS:
-            message += hint(name, parser, words, error)
+        without_file = name in WITH_SETTINGS and not any(word.startswith("--config") for word in words)
+        if without_file and re.match("the following arguments are required|unrecognized arguments", message):
+            message += f"; settings are a file, which comes first: dsp-sparse {name} SETTINGS.yaml"
         raise UserError(message) from None
     if name in PLAIN:
         own = vars(parsed)

@@ -2,13 +2,15 @@
 
 import inspect
 from argparse import Action, ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from .settings import settings_text
+from .errors import UserError
+from .settings import read_settings, require_names
+from .wording import reworded
 
 # A flag that is cut short is a mistake; it must not start a long build.
 Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
@@ -50,11 +52,25 @@ class Words(Action):
 
 
 class SettingsFile(ActionConfigFile):
-    """Reads a settings file, strictly."""
+    """Reads a settings file, strictly. What is wrong with it is told before what is wrong with a flag.
+
+    Args:
+        kind: dataclass of the settings.
+        beside: names that may stand in it beside the settings.
+    """
+
+    def __init__(self, kind: type, beside: Collection[str], **options):
+        super().__init__(**options)
+        self._kind, self._beside = kind, beside
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        settings_text(values)
-        super().__call__(parser, namespace, values, option_string)
+        content = read_settings(values)
+        try:
+            require_names(self._kind, content, beside=self._beside)
+            super().__call__(parser, namespace, values, option_string)
+            parser.validate(namespace, skip_required=True)
+        except (ArgumentError, TypeError, UserError) as error:
+            raise UserError(f"{values}: {reworded(str(error))}") from None
 
 
 def settings_parser(function: Callable, settings: type) -> ArgumentParser:
@@ -64,12 +80,14 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     """
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
     parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
-    parser.add_argument("--config", action=SettingsFile, help="settings file (or the first argument)")
+    beside = [name for name, argument in own_arguments(function).items() if argument.default is argument.empty]
+    help = "settings file (or the first argument)"
+    parser.add_argument("--config", action=SettingsFile, kind=settings, beside=beside, help=help)
     described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
     for name, argument in own_arguments(function).items():
         if argument.annotation is bool:
             parser.add_argument(f"--{name}", action="store_true", help=described[name])
-        elif argument.default is inspect.Parameter.empty:
+        elif name in beside:
             help = f"{described[name].rstrip('.')}; `{name}:` in the settings file"
             parser.add_argument(f"--{name}", type=argument.annotation, required=True, help=help)
         else:

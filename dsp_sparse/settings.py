@@ -1,20 +1,22 @@
 """Settings that files and flags give: a file is read strictly, and a value is refused under its whole name."""
 
-from collections.abc import Iterator
-from dataclasses import is_dataclass
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from .errors import UserError
+from .wording import reworded
 
 Config = TypeVar("Config")
 
 
-def settings_text(path: str | Path) -> str:
-    """The text of a YAML file that holds settings by name.
+def read_settings(path: str | Path) -> dict:
+    """What a YAML file says, which must be settings by name.
 
     Raises:
         UserError: no such file, not text, not YAML, no names with values, or a name that stands twice in one place, of
@@ -24,7 +26,7 @@ def settings_text(path: str | Path) -> str:
         raise UserError(f"{path}: no such file, expected a YAML file of settings")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        root = yaml.compose(text, yaml.SafeLoader)
+        root, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8 (byte {error.start}), expected a YAML file of settings") from None
     except yaml.MarkedYAMLError as error:
@@ -33,6 +35,8 @@ def settings_text(path: str | Path) -> str:
         raise UserError(f"{path}: not YAML in line {mark.line + 1}, column {mark.column + 1}: {reason}") from None
     except yaml.reader.ReaderError as error:
         raise UserError(f"{path}: not text, with the character {error.character:#x} at {error.position}") from None
+    except ValueError as error:  # a date that there is not
+        raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(root, yaml.MappingNode):
         found = {yaml.SequenceNode: "a list", type(None): "nothing"}.get(type(root), "a single value")
         raise UserError(f"{path}: expected settings by name, got {found}")
@@ -45,7 +49,7 @@ def settings_text(path: str | Path) -> str:
             if first := lines.get(key.value):
                 raise UserError(f"{path}: {key.value} stands in line {first} and again in line {line}, expected once")
             lines[key.value] = line
-    return text
+    return content
 
 
 def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
@@ -59,6 +63,59 @@ def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
         for inner in node.value:
             for part in inner if isinstance(inner, tuple) else (inner,):
                 yield from _mappings(part, seen)
+
+
+def require_names(kind: type, content: Any, place: str = "", beside: Collection[str] = ()) -> None:
+    """Raise a UserError unless every name in what a file says is that of a setting. Values are not looked at.
+
+    Args:
+        kind: a dataclass of settings; its sections are dataclasses, or lists of them.
+        content: what the file says.
+        place: names of the sections that it stands in, `train.optim.` for example.
+        beside: names that may stand beside the settings.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{place[:-1]} must hold settings by name, got {content!r}")
+    hints = get_type_hints(kind)
+    for name, value in content.items():
+        if name in beside:
+            continue
+        if name not in hints:
+            raise UserError(f"there is no setting {place}{name}, expected {', '.join([*hints, *beside])}")
+        if is_dataclass(hints[name]):
+            require_names(hints[name], value, f"{place}{name}.")
+        entry_kind = _kind_of_entries(hints[name])
+        if entry_kind and isinstance(value, list):
+            for entry in value:
+                require_names(entry_kind, entry, f"{place}{name}.")
+                lacking = [f.name for f in fields(entry_kind) if _is_required(f) and f.name not in entry]
+                if lacking:
+                    raise UserError(f"an entry of {place}{name} lacks {', '.join(lacking)}")
+
+
+def _kind_of_entries(hint: Any) -> type | None:
+    """The dataclass that a setting is a list of; None of another setting."""
+    return next((section for section in get_args(hint) if is_dataclass(section)), None)
+
+
+def _is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def parse_config(kind: type[Config], settings: Any) -> Config:
+    """The settings of a kind that a file holds.
+
+    Raises:
+        UserError: an unknown setting, or a value that a setting cannot have.
+    """
+    require_names(kind, settings)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        parsed = parser.parse_object(settings)
+    except Exception as error:  # jsonargparse lets the error of whatever value it met through
+        raise UserError(reworded(str(error))) from None
+    return build(kind, parsed)
 
 
 def build(kind: type[Config], parsed: Namespace, place: str = "") -> Config:
@@ -83,9 +140,13 @@ def build(kind: type[Config], parsed: Namespace, place: str = "") -> Config:
 
 def _value(hint: Any, parsed: Any, name: str) -> Any:
     """The value of a setting, which may be a section or a list of sections."""
-    if not is_dataclass(hint):
-        sections = [section for section in get_args(hint) if is_dataclass(section)]
-        return [_value(sections[0], entry, name) for entry in parsed] if sections else parsed
-    if not isinstance(parsed, Namespace):
-        raise UserError(f"{name} must hold settings by name, got {parsed!r}")
-    return build(hint, parsed, f"{name}.")
+    if is_dataclass(hint):
+        if not isinstance(parsed, Namespace):
+            raise UserError(f"{name} must hold settings by name, got {parsed!r}")
+        return build(hint, parsed, f"{name}.")
+    if parsed is None and type(None) not in get_args(hint):
+        raise UserError(f"{name} must have a value, got null")
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise UserError(f"{name} must be a finite number, got {parsed}")
+    kind = _kind_of_entries(hint)
+    return [_value(kind, entry, name) for entry in parsed] if kind else parsed

@@ -1,20 +1,14 @@
 """Settings files are read strictly, and a setting is refused under its whole name."""
 
 import pytest
-from jsonargparse import ArgumentParser
+import yaml
 
 from dsp_sparse.config import CompareConfig, TrainConfig
 from dsp_sparse.errors import UserError
-from dsp_sparse.settings import build, settings_text
+from dsp_sparse.settings import parse_config, read_settings
 
 TRAIN = "data: {store: nowhere, test_groups: [a]}\n"
 COMPARISON = "backbones: [kpfcnn]\nmethods: [baseline]\nlabel_rates: [0.1]\nseeds: [0]\ntrain:\n  "
-
-
-def built(kind, text):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False)
-    return build(kind, parser.parse_string(text))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +23,8 @@ def built(kind, text):
         (b"seed\n", "expected settings by name, got a single value$"),
         (b"seed: 1\nmethod: csfr\nseed: 2\n", "seed stands in line 1 and again in line 3, expected once$"),
         (b"optim:\n  lr: 1\n  'lr': 2\n", "lr stands in line 2 and again in line 3, expected once$"),
+        (b"seed: !seed 3\n", "not YAML in line 1, column 7: could not determine a constructor for the tag '!seed'$"),
+        (b"title: 2020-02-31\n", "not YAML: day is out of range for month$"),
         (b"paper:\n- {miou: 1, miou: 1}\n", "miou stands in line 2 and again in line 2"),
     ],
 )
@@ -36,7 +32,7 @@ def test_a_file_that_does_not_hold_settings(content, problem, tmp_path):
     file = tmp_path / "s.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"^{file}: {problem}") as error:
-        settings_text(file)
+        read_settings(file)
     assert "\n" not in str(error.value)
 
 
@@ -44,7 +40,7 @@ def test_a_name_may_stand_in_several_places(tmp_path):
     """In several sections, and in one that takes over another and changes it."""
     text = "a: &a {lr: 1, lr_decay: 2}\nb: {<<: *a, lr: 3}\nc: [*a, *a]\nd: &d {d: *d}\n"
     (tmp_path / "s.yaml").write_text(text)
-    assert settings_text(tmp_path / "s.yaml") == text
+    assert read_settings(tmp_path / "s.yaml")["b"] == {"lr": 3, "lr_decay": 2}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +50,15 @@ def test_a_name_may_stand_in_several_places(tmp_path):
         (TrainConfig, TRAIN + "minkunet: {planes: [1]}", r"minkunet\.planes must hold 8 positive numbers, got \(1,\)"),
         (TrainConfig, TRAIN + "seed: -1", "seed must be at least 0, got -1"),
         (TrainConfig, TRAIN + "optim:", "optim must hold settings by name, got None"),
+        (TrainConfig, TRAIN + "seed:", "seed must have a value, got null"),
+        (TrainConfig, TRAIN + "optim: {lr: .inf}", r"optim\.lr must be a finite number, got inf"),
+        (
+            TrainConfig,
+            TRAIN + "optim: {speed: 1}",
+            r"there is no setting optim\.speed, expected epochs, ",
+        ),
+        (TrainConfig, TRAIN + "optim.lr: 1", r"there is no setting optim\.lr, expected data, backbone"),
+        (TrainConfig, "data:", "data must hold settings by name, got None"),
         (TrainConfig, TRAIN + "optim: [3]", r"optim must hold settings by name, got \[3\]"),
         (CompareConfig, COMPARISON + TRAIN + "  seed: -1", r"train\.seed must be at least 0, got -1"),
         (CompareConfig, COMPARISON + TRAIN + "  eval: {votes: 0}", r"train\.eval\.votes must be at least 1, got 0"),
@@ -79,11 +84,11 @@ def test_a_name_may_stand_in_several_places(tmp_path):
 )
 def test_a_setting_is_named_with_its_sections(kind, text, problem):
     with pytest.raises(UserError, match=f"^{problem}"):
-        built(kind, text)
+        parse_config(kind, yaml.safe_load(text))
 
 
 def test_settings_are_built_with_all_their_sections():
     text = "variants: [{name: a, method: csfr}]\n" + COMPARISON + TRAIN + "  optim: {lr: 1e-3}\n"
-    config = built(CompareConfig, text)
+    config = parse_config(CompareConfig, yaml.safe_load(text))
     assert config.train.optim.lr == 1e-3 and config.train.kpfcnn.blocks == (1, 2, 2, 2, 2)
     assert config.variants[0].name == "a" and config.variants[0].settings == {}

@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError
-from ..settings import settings_text
-from ..wording import misfit, reworded
+from ..settings import parse_config, read_settings
 from .dataset import Dataset, RawCloud, RawScene, checked, existing_folder, files_below, relabel
 from .readers import SUFFIXES, cloud_of, columns_of, read_chunks
 
@@ -43,15 +41,11 @@ class CloudConfig:
     @classmethod
     def load(cls, path: str | Path) -> "CloudConfig":
         """Read a YAML file; a UserError naming the file and the key for anything that does not fit."""
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls)
+        settings = read_settings(path)
         try:
-            config = cls(**parser.parse_string(settings_text(path)).as_dict())
-        except ArgumentError as error:
-            if found := misfit(str(error)):
-                key, expected, value = found
-                raise UserError(f"{path}: {key} has {value}, expected {expected}") from None
-            raise UserError(f"{path}: {reworded(str(error))}") from None
+            config = parse_config(cls, settings)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         if not config.groups or not all(config.groups.values()):
             raise UserError(f"{path}: groups is {config.groups}, expected group names, each with patterns of files")
         for pattern in (p for patterns in config.groups.values() for p in patterns):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import CompareConfig, TrainConfig, Variant
 from ..errors import UserError
-from ..training.run import parse_config
+from ..settings import parse_config
 from ..training.stages import METHODS, STAGES
 from .evaluation import MODULE_OF_BRANCH
 
@@ -104,7 +104,7 @@ def changed(train: TrainConfig, variant: Variant) -> TrainConfig:
             raise UserError(f"variants.{variant.name} sets {name}, expected a setting of a training such as loss.seg_c")
         section[last] = value
     try:
-        found = parse_config(settings)
+        found = parse_config(TrainConfig, settings)
     except UserError as error:
         raise UserError(f"variants.{variant.name}: {error}") from None
     if _common(found) != _common(train):

@@ -13,23 +13,19 @@ run/results.json     scores on the test scenes; written last
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from ..config import TrainConfig
 from ..distributed import rank, world
 from ..errors import UserError
 from ..files import append_line, atomic_path, remove_leftovers, write_json
-from ..settings import build, settings_text
-from ..wording import reworded
+from ..settings import parse_config, read_settings
 from .checkpoint import TrainingState, load_state, save_state
 from .environment import environment, read_environment
 from .scores import read_scores
 from .tensorboard import Events, require_tensorboard
-
-Config = TypeVar("Config")
 
 # What a run may go on with otherwise than it began: its numbers do not depend on it.
 FREE = ("data.workers", "optim.checkpoint_every", "tensorboard")
@@ -171,26 +167,11 @@ def load_config(folder: str | Path) -> TrainConfig:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: not the folder of a run (no config.yaml), expected one that a training wrote")
-    text = settings_text(path)
+    settings = read_settings(path)
     try:
-        return parse_config(yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError) as error:  # UserError is a ValueError, as is a date that there is not
+        return parse_config(TrainConfig, settings)
+    except UserError as error:
         raise UserError(f"{path}: not the settings of a run ({error})") from None
-
-
-def parse_config(settings: dict, kind: type[Config] = TrainConfig) -> Config:
-    """The settings of a kind that a dict holds.
-
-    Raises:
-        UserError: an unknown setting, or a value that a setting cannot have.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False)
-    try:
-        parsed = parser.parse_object(settings)
-    except Exception as error:  # jsonargparse lets the error of whatever value it met through
-        raise UserError(reworded(str(error))) from None
-    return build(kind, parsed)
 
 
 def _plain(config: TrainConfig) -> dict:

@@ -63,11 +63,11 @@ def test_labels_and_features_are_optional(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"typo": 1}, "mine.yaml: there is no setting typo$"),
-        ({"groups": 3}, "mine.yaml: groups has 3, expected names with values$"),
-        ({"label": [3]}, r"mine.yaml: label has \[3\], expected text or null$"),
-        ({"features": {"intensity": "bright"}}, "mine.yaml: features has bright, expected a finite number$"),
-        ({"coordinates": "x"}, r"mine.yaml: coordinates has x, expected a list like \[a, b\]$"),
+        ({"typo": 1}, "mine.yaml: there is no setting typo, expected name, groups, "),
+        ({"groups": 3}, "mine.yaml: groups must be names with values, got 3$"),
+        ({"label": [3]}, r"mine.yaml: label must be text or null, got \[3\]$"),
+        ({"features": {"intensity": "bright"}}, "mine.yaml: features must be a finite number, got bright$"),
+        ({"coordinates": "x"}, r"mine.yaml: coordinates must be a list like \[a, b\], got x$"),
         ({"groups": {}}, "mine.yaml: groups is {}, expected group names, each with patterns of files"),
         ({"groups": {"train": []}}, r"mine.yaml: groups is {'train': \[\]}, expected group names"),
         (
@@ -77,7 +77,7 @@ def test_labels_and_features_are_optional(folder, tmp_path):
         ({"groups": {"train": ["/a.ply"]}}, "mine.yaml: groups has the pattern '/a.ply', expected one below"),
         ({"groups": {"train": [".trash/*"]}}, r"mine.yaml: groups has the pattern '.trash/\*', expected one below"),
         ({"groups": {"train": ["a/../*"]}}, r"mine.yaml: groups has the pattern 'a/../\*', expected one below"),
-        ({"classes": {"ground": ["two"]}}, "mine.yaml: classes has two, expected a whole number$"),
+        ({"classes": {"ground": ["two"]}}, "mine.yaml: classes must be a whole number, got two$"),
         ({"classes": {}}, "mine.yaml: label is 'kind' but classes is empty"),
         ({"classes": {"ground": [2], "plant": [2]}}, "mine.yaml: id 2 is listed twice"),
         ({"ignore": [3]}, "mine.yaml: id 3 is listed twice"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ...config import CompareConfig, TrainConfig
 from ...errors import UserError
+from ...settings import parse_config
 from ...training.environment import read_environment
-from ...training.run import load_config, parse_config, read_metrics
+from ...training.run import load_config, read_metrics
 from ...training.scores import read_scores
 from ..evaluation import MODULE_OF_BRANCH, evaluation_file
 from ..matrix import cells, run_folder
@@ -142,7 +143,7 @@ def _comparison(folder: Path) -> Subject:
 def _parse(settings: dict, file: Path) -> CompareConfig:
     """The settings of a comparison; settings that are newer than its results have their defaults."""
     try:
-        return parse_config(settings, CompareConfig)
+        return parse_config(CompareConfig, settings)
     except UserError as error:
         raise UserError(f"{file}: not the settings of a comparison ({error})") from None
 
