@@ -2,19 +2,18 @@
 
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NoReturn
-
-from jsonargparse import ArgumentParser
 
 from . import __version__
 from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process, together
 from .errors import UserError
 from .files import require_writable
-from .parsers import Parser, own_arguments, plain_parser, settings_parser
+from .parsers import own_arguments, plain_parser, settings_parser, summary
 from .settings import build
 from .training.stop import Interrupted, terminate_as_interrupt
 from .wording import reworded
@@ -200,9 +199,6 @@ def predict(
     from .experiments.prediction import predict
 
     join()
-    if out is not None and Path(source).is_dir():
-        with together():
-            require_writable("out", out, folder=True)
     failed = predict(run, source, out, format, pattern, columns, votes, rotations, device, engine)
     return int(failed > 0)
 
@@ -363,25 +359,23 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     leave(code or 0)
 
 
-def parser_of(command: str) -> ArgumentParser:
-    """The parser of a subcommand."""
-    return plain_parser(PLAIN[command]) if command in PLAIN else settings_parser(*WITH_SETTINGS[command])
+def without_command(argv: Sequence[str]) -> NoReturn:
+    """Tell the help or the version, if they are what a command line without a subcommand asks for.
 
-
-def parse_without_command(argv: Sequence[str]) -> None:
-    """Parse a command line without a subcommand. UserError: it wants one. SystemExit: help or the version was told."""
-    parser = Parser(prog="dsp-sparse", description="Segment 3D point clouds with few labels.", version=__version__)
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    for command in (*PLAIN, *WITH_SETTINGS):
-        described = parser_of(command)
-        commands.add_subcommand(command, described, help=described.description)
-    if not argv:
-        expected = ", ".join((*PLAIN, *WITH_SETTINGS))
-        raise UserError(f"expected a command, one of {expected}; dsp-sparse --help explains them")
-    try:
-        parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(str(error)) from None
+    Raises:
+        UserError: they are not.
+        SystemExit: they were told.
+    """
+    parser = ArgumentParser("dsp-sparse", description="Segment 3D point clouds with few labels.", exit_on_error=False)
+    parser.add_argument("--version", action="version", version=f"dsp-sparse {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    functions = PLAIN | {command: function for command, (function, _) in WITH_SETTINGS.items()}
+    for command, function in functions.items():
+        commands.add_parser(command, help=summary(function))
+    with suppress(ArgumentError):
+        parser.parse_known_args(argv)
+    found = " ".join(argv) or "nothing"
+    raise UserError(f"expected a command, one of {', '.join(functions)}, got {found}; dsp-sparse --help explains them")
 
 
 def execute(name: str, argv: Sequence[str]) -> int | None:
@@ -392,8 +386,8 @@ def execute(name: str, argv: Sequence[str]) -> int | None:
         SystemExit: help or the version was asked for.
     """
     if not name:
-        return parse_without_command(argv)
-    parser = parser_of(name)
+        without_command(argv)
+    parser = plain_parser(PLAIN[name]) if name in PLAIN else settings_parser(*WITH_SETTINGS[name])
     # Flags may be written with hyphens, too.
     words = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv[1:]]
     as_typed = {word: original for word, original in zip(words, argv[1:], strict=True) if word != original}

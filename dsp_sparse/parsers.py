@@ -3,17 +3,24 @@
 import inspect
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Collection
+from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
+from typing import get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from .errors import UserError
-from .settings import read_settings, require_names
+from .settings import is_required, read_settings, require_names
 from .wording import reworded
 
 # A flag that is cut short is a mistake; it must not start a long build.
 Parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
+
+
+def summary(function: Callable) -> str:
+    """The first line of a docstring."""
+    return inspect.getdoc(function).partition("\n")[0]
 
 
 def plain_parser(function: Callable) -> ArgumentParser:
@@ -21,8 +28,7 @@ def plain_parser(function: Callable) -> ArgumentParser:
 
     Switches (`bool`, false by default) take no value; a list takes words.
     """
-    program, description = f"dsp-sparse {function.__name__}", inspect.getdoc(function).partition("\n")[0]
-    parser = Parser(prog=program, description=description)
+    parser = Parser(prog=f"dsp-sparse {function.__name__}", description=summary(function))
     arguments = inspect.signature(function).parameters
     switches = {name for name, argument in arguments.items() if argument.annotation is bool}
     lists = {name for name, argument in arguments.items() if argument.annotation in (list[str], list[str] | None)}
@@ -79,7 +85,7 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     So are the other arguments of its function; those without a default may stand in the settings file instead.
     """
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
-    parser = Parser(description=inspect.getdoc(function).partition("\n")[0], usage=usage)
+    parser = Parser(description=summary(function), usage=usage)
     beside = [name for name, argument in own_arguments(function).items() if argument.default is argument.empty]
     help = "settings file (or the first argument)"
     parser.add_argument("--config", action=SettingsFile, kind=settings, beside=beside, help=help)
@@ -93,8 +99,31 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
         else:
             kind, default = argument.annotation, argument.default
             parser.add_argument(f"--{name}", type=kind, default=default, help=described[name])
-    parser.add_class_arguments(settings, as_group=False)
+    add_settings(parser, settings)
     return parser
+
+
+def add_settings(parser: ArgumentParser, kind: type, place: str = "", title: str | None = None) -> None:
+    """Add a flag for every setting; those of a section have the section's names before their own.
+
+    Args:
+        parser: where to add them.
+        kind: a dataclass of settings; its sections are dataclasses.
+        place: names of the sections that it stands in, `train.optim.` for example.
+        title: what the help calls the section.
+    """
+    group = parser.add_argument_group(title) if title else parser
+    described = {p.arg_name: p.description for p in docstring_parser.parse(kind.__doc__).params}
+    hints = get_type_hints(kind)
+    for setting in fields(kind):
+        name, help = f"{place}{setting.name}", described[setting.name]
+        if is_dataclass(hints[setting.name]):
+            add_settings(parser, hints[setting.name], f"{name}.", help.rstrip("."))
+        elif is_required(setting):
+            group.add_argument(f"--{name}", type=hints[setting.name], required=True, help=help)
+        else:
+            default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+            group.add_argument(f"--{name}", type=hints[setting.name], default=default, help=help)
 
 
 def own_arguments(function: Callable) -> dict[str, inspect.Parameter]:

@@ -88,7 +88,7 @@ def require_names(kind: type, content: Any, place: str = "", beside: Collection[
         if entry_kind and isinstance(value, list):
             for entry in value:
                 require_names(entry_kind, entry, f"{place}{name}.")
-                lacking = [f.name for f in fields(entry_kind) if _is_required(f) and f.name not in entry]
+                lacking = [f.name for f in fields(entry_kind) if is_required(f) and f.name not in entry]
                 if lacking:
                     raise UserError(f"an entry of {place}{name} lacks {', '.join(lacking)}")
 
@@ -98,7 +98,8 @@ def _kind_of_entries(hint: Any) -> type | None:
     return next((section for section in get_args(hint) if is_dataclass(section)), None)
 
 
-def _is_required(field: Field) -> bool:
+def is_required(field: Field) -> bool:
+    """Whether a field of a dataclass has no default."""
     return field.default is MISSING and field.default_factory is MISSING
 
 

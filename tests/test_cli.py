@@ -314,7 +314,9 @@ def test_settings_without_a_file(folder, capsys):
         assert run("train", *words) == 2
         assert "settings are a file, which comes first: dsp-sparse train SETTINGS.yaml\n" in capsys.readouterr().err
     assert run() == 2
-    assert "expected a command, one of rooms, prepare," in capsys.readouterr().err
+    assert "expected a command, one of rooms, prepare, " in capsys.readouterr().err
+    assert run("--", "check", folder / "store") == 2  # not silently nothing
+    assert "expected a command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

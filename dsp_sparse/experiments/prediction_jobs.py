@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.dataset import files_below
 from ..data.readers import SUFFIXES
 from ..errors import UserError
-from ..files import locked, write_json
+from ..files import locked, require_writable, write_json
 from .labelled_files import EXTENSIONS, SCANNET_MESH, Format, written
 
 RECORD = "prediction.json"
@@ -34,10 +34,12 @@ def single_job(source: Path, out: Path, format: Format) -> Job:
 
 
 def folder_jobs(source: Path, out: Path, format: Format, pattern: str | None = None) -> list[Job]:
-    """The jobs of a folder, see `predict`. UserError: no clouds, they would be in `out`, or two would be one file.
+    """The jobs of a folder, see `predict`. Hidden files, and those below `out`, are not looked at.
 
-    Hidden files, and those below `out`, are not looked at.
+    Raises:
+        UserError: `out` cannot be written, there are no clouds, they would be in `out`, or two would be one file.
     """
+    require_writable("out", out, folder=True)
     place = out.resolve()
     if place in (source.resolve(), *source.resolve().parents):
         raise UserError(f"out must be another folder than the clouds' and not above it, got {out} for {source}")

@@ -359,8 +359,6 @@ def test_mistakes_are_named(run, tmp_path):
     np.save(tmp_path / "good_confidence.npy", cloud())
     file, out = tmp_path / "in", tmp_path / "out.ply"
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(OSError, match=r"good\.ply"):
-        predict(run, file, good / "below_a_file")
     mistakes = [
         (file / "nan.ply", out, {}, r"nan\.ply: point 4 has coordinates"),
         (file / "empty.ply", out, {}, r"empty\.ply: the cloud is empty"),
@@ -372,6 +370,7 @@ def test_mistakes_are_named(run, tmp_path):
         (tmp_path / "none", tmp_path / "o", {}, "none: no point clouds, expected files ending in .ply"),
         (file, tmp_path / "o", {"pattern": "*.las"}, r"no point clouds, expected \*\.las"),
         (file, tmp_path / "o", {"pattern": "/x/*"}, r"pattern '/x/\*' must be relative to .*in, like"),
+        (file, good / "below_a_file", {}, r"out must be a folder to write, got .*good\.ply is a file"),
         (file, file, {}, "another folder than the clouds' and not above it"),
         (file, tmp_path, {}, "another folder than the clouds' and not above it, got .* for .*in"),
         (tmp_path / "twins", tmp_path / "o", {}, "to be written for both .*a.ply and .*a.txt"),
