@@ -36,9 +36,7 @@ def plain_parser(function: Callable) -> ArgumentParser:
     for argument in docstring_parser.parse(function.__doc__).params:
         name = argument.arg_name
         if name in switches:
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", f"--{name}", action="store_true", help=argument.description
-            )
+            parser.add_argument(f"--{name}", action="store_true", help=argument.description)
         if name in lists:
             if arguments[name].default is inspect.Parameter.empty:
                 parser.add_argument(name, nargs="+", help=argument.description)

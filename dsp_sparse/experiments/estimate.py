@@ -129,7 +129,8 @@ def unfinished(config: CompareConfig, cell: Cell, out: Path, test_points: int) -
     run = Run(run_folder(config, out, cell), settings)
     optim, steps, points = settings.optim, {}, {}
     if run.results is None:
-        done = Counter(line["stage"] for line in run.metrics())  # a line an epoch
+        # A line an epoch; without a checkpoint the training begins anew.
+        done = Counter(line["stage"] for line in run.metrics() if run.checkpoint.exists())
         for number, stage in enumerate(METHODS[cell.method]):
             if epochs := optim.epochs - done[number]:
                 steps[Kind(cell.backbone, cell.engine, cell.variant, stage)] = epochs * optim.steps_per_epoch

@@ -101,6 +101,9 @@ def test_what_is_done_does_not_count(config, paces, tmp_path):
     runs[baseline].finish(SCORES)
     for stage, epoch in ((0, 1), (0, 2), (0, 3), (1, 1)):
         runs[both].log({"stage": stage, "epoch": epoch, "losses": {}, "seconds": {"total": 1.0}})
+    (anew,) = (run for run in estimate(config, tmp_path).left if run.cell == both)
+    assert sum(anew.steps.values()) == 2 * 3 * 5, "without a checkpoint it begins anew"
+    runs[both].checkpoint.touch()
     left = {run.cell: run for run in estimate(config, tmp_path).left}
     assert left[baseline].steps == left[baseline].points == {}
     assert left[both].steps == {Kind("kpfcnn", None, None, "isfr"): 2 * 5}
