@@ -391,7 +391,11 @@ def execute(name: str, argv: Sequence[str]) -> int | None:
     # Flags may be written with hyphens, too.
     words = [re.sub(r"^--[\w.-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in argv[1:]]
     as_typed = {word: original for word, original in zip(words, argv[1:], strict=True) if word != original}
-    if name in WITH_SETTINGS and words and not words[0].startswith("-"):
+    file_first = f"settings are a file, which comes first: dsp-sparse {name} SETTINGS.yaml"
+    has_file = name in WITH_SETTINGS and bool(words) and not words[0].startswith("-")
+    if name in WITH_SETTINGS and any(word.partition("=")[0] == "--config" for word in words):
+        raise UserError(f"there is no --config; {file_first}")  # after a flag it would take the flag back
+    if has_file:
         words.insert(0, "--config")
     try:
         parsed = parser.parse_args(words)
@@ -399,9 +403,9 @@ def execute(name: str, argv: Sequence[str]) -> int | None:
         message = reworded(str(error))
         for word, original in as_typed.items():
             message = message.replace(word, original)
-        without_file = name in WITH_SETTINGS and not any(word.startswith("--config") for word in words)
+        without_file = name in WITH_SETTINGS and not has_file
         if without_file and re.match("the following arguments are required|unrecognized arguments", message):
-            message += f"; settings are a file, which comes first: dsp-sparse {name} SETTINGS.yaml"
+            message += f"; {file_first}"
         raise UserError(message) from None
     if name in PLAIN:
         own = vars(parsed)

@@ -1,7 +1,7 @@
 """Parsers of subcommands: the signature and the docstring of a function are its command line."""
 
 import inspect
-from argparse import Action, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
@@ -85,8 +85,8 @@ def settings_parser(function: Callable, settings: type) -> ArgumentParser:
     usage = f"dsp-sparse {function.__name__} SETTINGS.yaml [--out FOLDER] [--KEY VALUE ...]"
     parser = Parser(description=summary(function), usage=usage)
     beside = [name for name, argument in own_arguments(function).items() if argument.default is argument.empty]
-    help = "settings file (or the first argument)"
-    parser.add_argument("--config", action=SettingsFile, kind=settings, beside=beside, help=help)
+    # Not for people: it stands before the file, which comes first.
+    parser.add_argument("--config", action=SettingsFile, kind=settings, beside=beside, help=SUPPRESS)
     described = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
     for name, argument in own_arguments(function).items():
         if argument.annotation is bool:
