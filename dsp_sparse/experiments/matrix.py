@@ -95,7 +95,7 @@ def changed(train: TrainConfig, variant: Variant) -> TrainConfig:
     """The settings with those of a variant. UserError: it changes the scenes or labels that all runs share."""
     settings = asdict(train)
     for name, value in variant.settings.items():
-        *sections, last = name.split(".")
+        *sections, last = str(name).split(".")  # YAML takes some names for numbers
         section = settings
         for key in sections:
             section = section.get(key) if isinstance(section, dict) else None

@@ -43,6 +43,7 @@ def test_a_variant_differs_in_its_settings_alone(config):
     [
         ({"loss.seg_d": True}, "variants.odd sets loss.seg_d, expected a setting of a training"),
         ({"seg_c": True}, "variants.odd sets seg_c, expected"),
+        ({3: True}, "variants.odd sets 3, expected"),
         ({"loss.lambda_cr.x": 1}, "variants.odd sets loss.lambda_cr.x, expected"),
         ({"loss": {"lambda_cr": 0.5}}, "variants.odd sets loss, expected a setting of a training such as loss.seg_c"),
         ({"loss.lambda_cr": "much"}, "variants.odd: .*lambda_cr"),
