@@ -75,7 +75,7 @@ def require_names(kind: type, content: Any, place: str = "", beside: Collection[
         beside: names that may stand beside the settings.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{place[:-1]} must hold settings by name, got {content!r}")
+        raise UserError(f"{place[:-1] or 'it'} must hold settings by name, got {content!r}")
     hints = get_type_hints(kind)
     for name, value in content.items():
         if name in beside:

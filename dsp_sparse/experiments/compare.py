@@ -74,8 +74,7 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
     for cell in plan:
         settings = cell_config(config, cell)
         run = Run(run_folder(config, out, cell), settings)
-        results = run.results
-        outcomes[cell] = known = {}
+        known, results = {}, run.results
         if results is None:
             store = open_sources(settings).store
             require_classes(config, store)
@@ -83,10 +82,7 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
         else:
             known["results"] = results
             for name, (source, branch, engine) in further(config, cell).items():
-                # Weights that are to be trained anew have not been evaluated, whatever their folder holds.
-                if "results" in outcomes[source] and (
-                    scores := evaluated(config, run_folder(config, out, source), branch, engine)
-                ):
+                if scores := evaluated(config, run_folder(config, out, source), branch, engine):
                     known[name] = {"results": scores}
             failed[cell].pop("error", None)
         outcomes[cell] = failed[cell] | known
@@ -132,9 +128,9 @@ def evaluation(config: CompareConfig, run: Path, branch: str, engine: str | None
 
 
 def evaluated(config: CompareConfig, run: Path, branch: str, engine: str | None) -> dict | None:
-    """An evaluation in a run folder; None if there is none of the comparison's own test scenes."""
+    """An evaluation in the folder of a finished run; None if there is none of the comparison's own test scenes."""
     file, data = evaluation_file(run, branch, engine), config.train.data
-    if not file.exists():
+    if not file.exists() or not (run / "results.json").exists():  # other weights may be on their way
         return None
     results = read_scores(file)
     own = {"store": str(Path(data.store)), "groups": data.test_groups}
