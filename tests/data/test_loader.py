@@ -12,7 +12,7 @@ from dsp_sparse.errors import UserError
 
 
 def loader_of(store, pairs, workers=0, steps=5, batch_size=4, **changes):
-    data = DataConfig(store="", test_groups=[], radius=1.0, batch_size=batch_size, workers=workers)
+    data = DataConfig(store="none", test_groups=[], radius=1.0, batch_size=batch_size, workers=workers)
     where = {"steps": steps, "seed": 0, "epochs": range(1), "pairs": pairs, **changes}
     return train_loader(store.scenes, weak_labels(store, Labelling(rate=0.05)), data, AugmentConfig(), **where)
 
@@ -152,7 +152,7 @@ def test_a_batch_says_where_its_points_come_from(rooms_store, pairs):
 def test_scenes_are_named_by_their_index_in_the_store(rooms_store):
     scenes = rooms_store.group(["Area_2"])
     weak = weak_labels(rooms_store, Labelling(rate=0.05))
-    data = DataConfig(store="", train_groups=[], test_groups=[], radius=1.0, batch_size=4)
+    data = DataConfig(store="none", train_groups=[], test_groups=[], radius=1.0, batch_size=4)
     labels = [weak[scene.number] for scene in scenes]
     for batch in train_loader(scenes, labels, data, AugmentConfig(), steps=3, seed=0, epochs=range(1), pairs=True):
         assert set(batch.scenes) <= {scene.number for scene in scenes} == {2, 3}
@@ -162,7 +162,7 @@ def test_groups_to_train_on(rooms_store):
     """Those that are named; without a word every group with labels that is not tested."""
 
     def groups(**settings):
-        return [{scene.group for scene in part} for part in split(rooms_store, DataConfig(store="", **settings))]
+        return [{scene.group for scene in part} for part in split(rooms_store, DataConfig(store="none", **settings))]
 
     assert groups(test_groups=["Area_1"]) == [{"Area_2"}, {"Area_1"}]
     assert groups(test_groups=["Area_1"], train_groups=["Area_1"]) == [{"Area_1"}, {"Area_1"}]
@@ -171,7 +171,7 @@ def test_groups_to_train_on(rooms_store):
     hidden = copy.copy(rooms_store)
     bare = [replace(scene, group="hidden", class_counts=[0] * 13) for scene in rooms_store.scenes]
     hidden.scenes = [*rooms_store.scenes, *bare]
-    train_scenes, _ = split(hidden, DataConfig(store="", test_groups=["Area_1"]))
+    train_scenes, _ = split(hidden, DataConfig(store="none", test_groups=["Area_1"]))
     assert {scene.group for scene in train_scenes} == {"Area_2"}
 
 

@@ -15,7 +15,7 @@ HEAVY = AugmentConfig(scale_min=0.2, scale_max=5, jitter=1.0, feature_drop=0.5)
 
 
 def settings_of(**changes) -> DataConfig:
-    return DataConfig(store="", test_groups=[], **{"radius": 1.0, "batch_size": 4, **changes})
+    return DataConfig(store="none", test_groups=[], **{"radius": 1.0, "batch_size": 4, **changes})
 
 
 def sampler(store, labels, steps=10, batch_size=4):
