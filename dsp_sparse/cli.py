@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
+import torch
+
 from . import __version__
 from .config import CompareConfig, TrainConfig
 from .distributed import join, leave, rank, require_one_process, together
@@ -336,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv and argv[0] in (*PLAIN, *WITH_SETTINGS) else ""
-    program = f"dsp-sparse {name}".strip()
+    program, again = f"dsp-sparse {name}".strip(), GOES_ON.get(name, "begins anew")
     try:
         with terminate_as_interrupt():
             code = execute(name, argv)
@@ -345,16 +347,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except FloatingPointError as error:  # a training that diverged, not bad input
         fail(program, error)
         code = 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+        fail(program, f"{reason}; smaller data.batch_size, eval.batch_size or data.radius take less")
+        code = 1
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # killed, says torch
             raise
-        fail(program, f"{error} (out of memory? fewer data.workers take less); the same command goes on where it saved")
+        fail(program, f"{error} (out of memory? fewer data.workers take less); the same command {again}")
         code = 1
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt as stop:
         if rank() == 0:
-            print(f"interrupted: the same command {GOES_ON.get(name, 'begins anew')}", file=sys.stderr)
+            print(f"interrupted: the same command {again}", file=sys.stderr)
         code = stop.code if isinstance(stop, Interrupted) else 130
     leave(code or 0)
 

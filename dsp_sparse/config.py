@@ -414,6 +414,7 @@ class CompareConfig:
             self,
             label_rates=(all(0 < rate <= 1 for rate in self.label_rates), "in (0, 1]"),
             seeds=(all(seed >= 0 for seed in self.seeds), "at least 0"),
+            runs=(self.runs != "", "a folder or null"),
         )
         _require_distinct("variants", [variant.name for variant in self.variants])
         data = self.train.data

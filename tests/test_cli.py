@@ -16,6 +16,7 @@ import dsp_sparse.__main__ as program
 from dsp_sparse import __version__
 from dsp_sparse.cli import main
 from dsp_sparse.testing import engines
+from dsp_sparse.training import loop
 
 SETTINGS = {
     "data": {"train_groups": ["Area_1", "Area_2"], "test_groups": ["Area_3"], "label_rate": 0.1, "batch_size": 2},
@@ -236,6 +237,18 @@ def test_torchrun_does_not_compare(folder, tmp_path, monkeypatch, capsys):
     assert run("compare", tmp_path / "c.yaml", "--out", tmp_path / "out") == 2
     assert "compare runs in one process, got WORLD_SIZE 2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_full_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    """No trace of where in the program; what takes less is named."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(loop, "train", full)
+    assert run("train", folder / "train.yaml", "--out", tmp_path / "run") == 1
+    told = "CUDA out of memory; smaller data.batch_size, eval.batch_size or data.radius take less"
+    assert capsys.readouterr().err == f"dsp-sparse train: error: {told}\n"
 
 
 @pytest.fixture

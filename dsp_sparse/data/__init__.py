@@ -3,7 +3,7 @@
 from .balls import BallSampler, cover, make_sample
 from .batch import Batch, Sample, collate, network_features
 from .dataset import Dataset, RawCloud, RawScene
-from .loader import split, train_loader
+from .loader import fetched, split, train_loader
 from .pairs import PairSampler, collate_pairs
 from .prepare import prepare
 from .rooms import generate_rooms
@@ -29,6 +29,7 @@ __all__ = [
     "collate_pairs",
     "cover",
     "draw",
+    "fetched",
     "generate_rooms",
     "grid_cloud",
     "label_table",

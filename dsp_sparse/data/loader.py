@@ -1,7 +1,8 @@
 """The loader of training."""
 
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..config import AugmentConfig, DataConfig
 from .augment import augment
 from .balls import Ball, BallSampler, make_sample, rows_around, rows_within
-from .batch import Sample, collate
+from .batch import Batch, Sample, collate
 from .pairs import PairSampler, collate_pairs
 from .store import Scene, SceneStore
 
@@ -110,3 +111,16 @@ def train_loader(
         # A generator of its own: starting an epoch must not move torch's global one.
         generator=torch.Generator(),
     )
+
+
+def fetched(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        RuntimeError: a worker ended, whichever way that shows first; the message begins with "DataLoader worker".
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:  # it ended while it sent a batch
+        time.sleep(1)  # a signal follows, and torch raises what says more, now rather than in the midst of other work
+        raise RuntimeError("DataLoader worker ended while it sent a batch") from error

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .. import __version__
 from ..backbones.engines import build_engine
 from ..config import CompareConfig
@@ -71,7 +73,7 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
     require_machine(config)
     failed = earlier_errors(config, plan, out)
     outcomes = {}
-    for cell in plan:
+    for cell in tqdm(plan, desc="checking", unit="run", delay=2, leave=False):
         settings = cell_config(config, cell)
         run = Run(run_folder(config, out, cell), settings)
         known, results = {}, run.results

@@ -17,7 +17,7 @@ from ..backbones import build_backbone, load_pretrained
 from ..backbones.base import TapBackbone
 from ..backbones.norm import synchronise
 from ..config import TrainConfig
-from ..data import Batch, Scene, SceneStore, split, train_loader, weak_labels
+from ..data import Batch, Scene, SceneStore, fetched, split, train_loader, weak_labels
 from ..data.store import require_labels
 from ..distributed import follow_first_rank, pick_device, rank, reaching_others, together, world
 from ..errors import UserError
@@ -152,7 +152,7 @@ def open_sources(config: TrainConfig) -> Sources:
     accumulate, cuda = config.optim.accumulate, pick_device(config.device).type == "cuda"
 
     def batches(stage: int, epoch: int = 0, step: int = 0) -> Iterable[Batch]:
-        return train_loader(
+        loader = train_loader(
             train_scenes,
             labels,
             config.data,
@@ -166,6 +166,7 @@ def open_sources(config: TrainConfig) -> Sources:
             first_step=accumulate * step,
             pin_memory=cuda,
         )
+        return fetched(loader)
 
     for stage in range(len(stages)):
         batches(stage)  # what a later stage cannot sample from shows now, before anything is written

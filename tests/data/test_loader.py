@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dsp_sparse.config import AugmentConfig, DataConfig
-from dsp_sparse.data import Labelling, split, train_loader, weak_labels
+from dsp_sparse.data import Labelling, fetched, split, train_loader, weak_labels
 from dsp_sparse.errors import UserError
 
 
@@ -185,3 +185,17 @@ def test_a_moved_batch_is_the_same_batch(rooms_store, pairs):
 def test_a_batch_moves_as_a_whole(rooms_store):
     batch = epoch_of(rooms_store, True, steps=1)[0].to("cuda")
     assert {t.device.type for t in (batch.input.feat, batch.labels, batch.rows, batch.partner)} == {"cuda"}
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_that_ends_while_it_sends_is_told_as_any_other_that_ends(error):
+    """Such an end shows as an error of the connection; whoever reads it takes it for a file or a peer."""
+
+    def batches():
+        yield "first"
+        raise error
+
+    left = fetched(batches())
+    assert next(left) == "first"
+    with pytest.raises(RuntimeError, match="DataLoader worker ended while it sent a batch"):
+        next(left)

@@ -222,7 +222,7 @@ def test_a_worker_is_killed(settings_file, tmp_path):
     screen = training.screen.read_text()
     assert "Traceback" not in screen, screen
     assert re.search(
-        r"error: DataLoader worker .*(killed|exited).*fewer data\.workers.*; the same command goes on", screen
+        r"error: DataLoader worker .*(killed|exited|ended).*fewer data\.workers.*; the same command goes on", screen
     )
 
 

@@ -28,6 +28,11 @@ def rows_of(table: str) -> list[dict]:
     return [dict(zip(split[0], row, strict=True)) for row in split[1:]]
 
 
+def test_runs_without_a_folder_are_not_those_of_the_default(config):
+    with pytest.raises(UserError, match="runs must be a folder or null"):
+        replace(config, runs="")
+
+
 def test_a_variant_differs_in_its_settings_alone(config):
     """It trains its method's stages with what it sets, and everything else as `train` says."""
     variant = Variant(name="csfr+seg_c", method="csfr", settings={"loss.seg_c": True, "loss.lambda_cr": 0.5})
