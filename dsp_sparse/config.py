@@ -17,6 +17,14 @@ LabelledBy = Literal["class", "cloud"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
+# What torch takes.
+SEED = "0 to 2^63 - 1"
+
+
+def _is_seed(number: int) -> bool:
+    return 0 <= number < 2**63
+
+
 def _require(settings: object, **expected: tuple[bool, str]) -> None:
     """Raise a UserError for the first setting whose condition does not hold; `settings.build` adds its section."""
     for name, (holds, what) in expected.items():
@@ -56,7 +64,7 @@ class Labelling:
             by=(self.by in get_args(LabelledBy), f"one of {', '.join(get_args(LabelledBy))}"),
             points=(self.points is None or self.points >= 1, "at least 1 or null"),
             mask=(self.mask is None or self.points is None, "null where points are given"),
-            seed=(self.seed >= 0, "at least 0"),
+            seed=(_is_seed(self.seed), SEED),
         )
 
 
@@ -68,7 +76,7 @@ class DataConfig:
         store: folder of the scene store that `dsp-sparse prepare` wrote.
         train_groups: scene groups to train on (S3DIS: areas; ScanNet: the split file's name; clouds of your own: the
             YAML's groups). None: every group with labels that is not tested.
-        test_groups: scene groups to evaluate on.
+        test_groups: scene groups to evaluate on, none of those to train on.
         label_rate: share of the points that carry a label, in (0, 1]; 1 is full supervision.
         label_by: what the rate is a share of: the points of each `class` of a cloud, at least one, or of the `cloud`.
         label_points: so many labelled points a cloud, whatever their class, instead of a share.
@@ -97,9 +105,11 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self):
+        both = set(self.test_groups) & set(self.train_groups or ())
         _require(
             self,
             store=(self.store != "", "a folder"),
+            test_groups=(not both, "groups that train_groups does not list"),
             radius=(self.radius > 0, "positive"),
             max_points=(self.max_points is None or self.max_points >= 1, "at least 1 or null"),
             batch_size=(self.batch_size >= 1, "at least 1"),
@@ -305,7 +315,7 @@ class TrainConfig:
     def __post_init__(self):
         _require(
             self,
-            seed=(self.seed >= 0, "at least 0"),
+            seed=(_is_seed(self.seed), SEED),
         )
 
 
@@ -365,6 +375,16 @@ class PaperScore:
         return self.backbone, self.method, self.label_rate, self.branch
 
 
+# Settings of what all runs share that have no effect: place, name, and the list that says it.
+LISTED = (
+    ("train.", "backbone", "backbones"),
+    ("train.", "method", "methods"),
+    ("train.", "seed", "seeds"),
+    ("train.data.", "label_rate", "label_rates"),
+    ("train.data.", "label_seed", "seeds"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """A comparison: every combination of the listed backbones, methods, label rates and seeds is one run.
@@ -373,7 +393,7 @@ class CompareConfig:
     evaluated under every engine: engines that do the same give them the same scores.
 
     Args:
-        train: what all runs share; backbone, method, label rate and seed come from the lists below.
+        train: what all runs share; backbone, method, label rate and seeds come from the lists below.
         backbones: backbones to compare.
         methods: methods to compare; differences are reported against `baseline` where it is listed.
         label_rates: shares of labelled points; empty where `train.data` says which points are labelled, by
@@ -413,11 +433,16 @@ class CompareConfig:
         _require(
             self,
             label_rates=(all(0 < rate <= 1 for rate in self.label_rates), "in (0, 1]"),
-            seeds=(all(seed >= 0 for seed in self.seeds), "at least 0"),
+            seeds=(all(map(_is_seed, self.seeds)), SEED),
             runs=(self.runs != "", "a folder or null"),
         )
         _require_distinct("variants", [variant.name for variant in self.variants])
         data = self.train.data
+        places = {"train.": (self.train, TrainConfig), "train.data.": (data, DataConfig)}
+        for place, name, own in LISTED:
+            section, kind = places[place]
+            if getattr(section, name) != getattr(kind, name):  # another value than the default
+                raise UserError(f"{place}{name} has no effect, {own} says it; got {getattr(section, name)}")
         if bool(self.label_rates) == (data.label_points is not None or data.label_mask is not None):
             raise UserError(
                 f"label_rates must list at least one value, or none where train.data.label_points or label_mask is "

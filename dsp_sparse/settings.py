@@ -22,6 +22,8 @@ def read_settings(path: str | Path) -> dict:
         UserError: no such file, not text, not YAML, no names with values, or a name that stands twice in one place, of
             which YAML would silently take the last.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path}: a folder, expected a YAML file of settings")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file, expected a YAML file of settings")
     try:
@@ -86,11 +88,11 @@ def require_names(kind: type, content: Any, place: str = "", beside: Collection[
             require_names(hints[name], value, f"{place}{name}.")
         entry_kind = _kind_of_entries(hints[name])
         if entry_kind and isinstance(value, list):
-            for entry in value:
-                require_names(entry_kind, entry, f"{place}{name}.")
+            for number, entry in enumerate(value, 1):
+                require_names(entry_kind, entry, f"{place}{name}.{number}.")
                 lacking = [f.name for f in fields(entry_kind) if is_required(f) and f.name not in entry]
                 if lacking:
-                    raise UserError(f"an entry of {place}{name} lacks {', '.join(lacking)}")
+                    raise UserError(f"{place}{name}.{number} lacks {', '.join(lacking)}")
 
 
 def _kind_of_entries(hint: Any) -> type | None:
@@ -150,4 +152,4 @@ def _value(hint: Any, parsed: Any, name: str) -> Any:
     if isinstance(parsed, float) and not math.isfinite(parsed):
         raise UserError(f"{name} must be a finite number, got {parsed}")
     kind = _kind_of_entries(hint)
-    return [_value(kind, entry, name) for entry in parsed] if kind else parsed
+    return [_value(kind, entry, f"{name}.{n}") for n, entry in enumerate(parsed, 1)] if kind else parsed

@@ -43,12 +43,34 @@ def test_a_name_may_stand_in_several_places(tmp_path):
     assert read_settings(tmp_path / "s.yaml")["b"] == {"lr": 3, "lr_decay": 2}
 
 
+def test_a_folder_is_no_settings_file(tmp_path):
+    with pytest.raises(UserError, match="a folder, expected a YAML file of settings$"):
+        read_settings(tmp_path)
+
+
 @pytest.mark.parametrize(
     "kind, text, problem",
     [
         (TrainConfig, TRAIN + "optim: {lr: 0}", r"optim\.lr must be positive, got 0\.0"),
         (TrainConfig, TRAIN + "minkunet: {planes: [1]}", r"minkunet\.planes must hold 8 positive numbers, got \(1,\)"),
-        (TrainConfig, TRAIN + "seed: -1", "seed must be at least 0, got -1"),
+        (TrainConfig, TRAIN + "seed: -1", r"seed must be 0 to 2\^63 - 1, got -1"),
+        (TrainConfig, TRAIN + f"seed: {2**63}", r"seed must be 0 to 2\^63 - 1, got 9223372036854775808"),
+        (
+            TrainConfig,
+            "data: {store: a, test_groups: [b, c], train_groups: [c, d]}",
+            r"data\.test_groups must be groups that train_groups does not list, got \['b', 'c'\]",
+        ),
+        (CompareConfig, COMPARISON + TRAIN + "  seed: 1", r"train\.seed has no effect, seeds says it; got 1"),
+        (
+            CompareConfig,
+            COMPARISON + TRAIN + "  method: csfr",
+            r"train\.method has no effect, methods says it; got csfr",
+        ),
+        (
+            CompareConfig,
+            COMPARISON + "data: {store: a, test_groups: [b], label_rate: 0.5}",
+            r"train\.data\.label_rate has no effect, label_rates says it; got 0\.5",
+        ),
         (TrainConfig, TRAIN + "optim:", "optim must hold settings by name, got None"),
         (TrainConfig, TRAIN + "seed:", "seed must have a value, got null"),
         (TrainConfig, TRAIN + "optim: {lr: .inf}", r"optim\.lr must be a finite number, got inf"),
@@ -60,25 +82,25 @@ def test_a_name_may_stand_in_several_places(tmp_path):
         (TrainConfig, TRAIN + "optim.lr: 1", r"there is no setting optim\.lr, expected data, backbone"),
         (TrainConfig, "data:", "data must hold settings by name, got None"),
         (TrainConfig, TRAIN + "optim: [3]", r"optim must hold settings by name, got \[3\]"),
-        (CompareConfig, COMPARISON + TRAIN + "  seed: -1", r"train\.seed must be at least 0, got -1"),
+        (CompareConfig, COMPARISON + TRAIN + "  seed: -1", r"train\.seed must be 0 to 2\^63 - 1, got -1"),
         (CompareConfig, COMPARISON + TRAIN + "  eval: {votes: 0}", r"train\.eval\.votes must be at least 1, got 0"),
         (CompareConfig, COMPARISON + TRAIN + "  kpfcnn: 3", r"train\.kpfcnn must hold settings by name, got 3"),
         (
             CompareConfig,
             COMPARISON + "data: {store: a, test_groups: [b], label_seed: -2}",
-            r"train\.data\.label_seed must be at least 0, got -2",
+            r"train\.data\.label_seed must be 0 to 2\^63 - 1, got -2",
         ),
         (
             CompareConfig,
             COMPARISON + 'data: {store: "", test_groups: [b]}',
             r"train\.data\.store must be a folder, got $",
         ),
-        (CompareConfig, COMPARISON.replace("[0]", "[1, -1]") + TRAIN, r"seeds must be at least 0, got \[1, -1\]"),
+        (CompareConfig, COMPARISON.replace("[0]", "[1, -1]") + TRAIN, r"seeds must be 0 to 2\^63 - 1, got \[1, -1\]"),
         (CompareConfig, COMPARISON.replace("0.1", "2") + TRAIN, r"label_rates must be in \(0, 1\], got \[2\.0\]"),
         (
             CompareConfig,
             "variants: [{name: csfr, method: csfr}]\n" + COMPARISON + TRAIN,
-            r"variants\.name must be lett",
+            r"variants\.1\.name must be lett",
         ),
     ],
 )

@@ -68,9 +68,11 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
     """What is known of the runs: the results that there are, and the errors that an earlier call ended with.
 
     Raises:
-        UserError: a run without results cannot be trained, or the paper's classes are not those of its store.
+        UserError: a run without results cannot be trained, the paper's classes are not those of its store, or
+            the folder has results of something else.
     """
     require_machine(config)
+    require_own(out / "results.json")
     failed = earlier_errors(config, plan, out)
     outcomes = {}
     for cell in tqdm(plan, desc="checking", unit="run", delay=2, leave=False):
@@ -107,6 +109,16 @@ def require_classes(config: CompareConfig, store: SceneStore) -> None:
                     f"paper.{number}.iou has the class {name}, expected those of {store.path}: "
                     f"{', '.join(store.classes)}"
                 )
+
+
+def require_own(file: Path) -> None:
+    """Raise a UserError if a file of results is there that a comparison did not write: it would be lost."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):  # none, or a spoiled one
+        return
+    if not (isinstance(content, dict) and "runs" in content):
+        raise UserError(f"{file}: not the results of a comparison; choose another folder")
 
 
 def earlier_errors(config: CompareConfig, plan: list[Cell], out: Path) -> dict[Cell, dict]:

@@ -30,6 +30,9 @@ from .tensorboard import Events, require_tensorboard
 # What a run may go on with otherwise than it began: its numbers do not depend on it.
 FREE = ("data.workers", "optim.checkpoint_every", "tensorboard")
 
+# What to do where metrics of epochs that are done are lost, for which a run would end with wrong sums.
+REPLACE = "put a whole copy in its place, or choose another folder"
+
 
 class Run:
     """A run folder that belongs to one set of settings. Nothing is written before `start`, and by rank 0 alone.
@@ -63,6 +66,8 @@ class Run:
         trained = self.checkpoint.exists() or self._results.exists()
         if not trained and not self._settings_file.exists():
             return True
+        if not trained and not self._environment.exists():
+            raise UserError(f"{self._settings_file}: no run wrote it, it would be lost; choose another folder")
         difference = _difference(_plain(load_config(self.folder)), self._settings)
         if difference and (trained or self._resume):
             raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
@@ -105,6 +110,10 @@ class Run:
             return state
         place = (state.stage, state.epoch) if state else (0, 0)
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place]
+        if len(kept) != (done := self._epochs_before(*place)):
+            raise UserError(
+                f"{self._metrics}: has {len(kept)} of the {done} epochs of {self.checkpoint.name}; {REPLACE}"
+            )
         starts = [] if self._begins_anew() else read_environment(self._environment)
         for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
             remove_leftovers(self.folder, path.name)
@@ -112,11 +121,11 @@ class Run:
         if state is None:
             for path in (self.model, self.modules, *self.folder.glob("evaluation-*.json")):
                 path.unlink(missing_ok=True)
+        write_json(self._environment, [*starts, environment(self._config)])  # first: it shows whose the settings are
         with atomic_path(self._settings_file) as temporary:
             temporary.write_text(yaml.safe_dump(self._settings, sort_keys=False))
         with atomic_path(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        write_json(self._environment, [*starts, environment(self._config)])
         if self._config.tensorboard:
             self._events = Events(self.folder / "tensorboard", self._epochs_before(*place))
         return state
@@ -153,7 +162,7 @@ def read_metrics(path: Path) -> list[dict]:
         except (ValueError, TypeError, KeyError):
             if number == len(lines) and not rest:
                 break
-            raise UserError(f"{path}: line {number} is not the line of an epoch; remove it to go on") from None
+            raise UserError(f"{path}: line {number} is not the line of an epoch; {REPLACE}") from None
         metrics.append(line)
     return metrics
 

@@ -103,11 +103,19 @@ def test_rates_that_differ_have_folders_of_their_own(config):
 
 
 def test_a_seed_draws_its_own_labels(config):
-    """The same for every run with it, whatever the settings say."""
-    config = changed_data(replace(config, seeds=[3, 4]), label_seed=9)
-    for cell in cells(config):
+    """The same for every run with it."""
+    for cell in cells(replace(config, seeds=[3, 4])):
         settings = cell_config(config, cell)
         assert settings.seed == settings.data.label_seed == cell.seed
+
+
+def test_results_of_something_else_are_not_overwritten(config, tmp_path, monkeypatch):
+    """Those of a run, say, whose folder was given by mistake."""
+    monkeypatch.setattr(module, "train", None)
+    (tmp_path / "results.json").write_text(json.dumps(SCORES))
+    with pytest.raises(UserError, match=r"results\.json: not the results of a comparison; choose another folder"):
+        compare(config, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == SCORES
 
 
 def test_a_folder_that_another_comparison_writes_is_refused(config, tmp_path, monkeypatch):
@@ -128,7 +136,7 @@ def test_methods_can_be_compared_on_so_many_points_or_on_masks(config, tmp_path)
     assert (tmp_path / "figure.png").exists()
     with pytest.raises(UserError, match=r"or none where .* is given, got \[0.1\]"):
         replace(points, label_rates=[0.1])
-    mask = replace(data, label_points=None, label_mask="masks", label_seed=9)
+    mask = replace(data, label_points=None, label_mask="masks")
     masks = replace(points, train=replace(config.train, data=mask))
     assert [(c.name, cell_config(masks, c).data.label_mask) for c in cells(masks)] == [
         ("kpfcnn-baseline-mask-seed0", "masks")

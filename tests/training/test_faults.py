@@ -182,7 +182,7 @@ def test_a_full_disk(stopped, settings_file, tmp_path):
     """Whichever file it is that does not fit: one line names it, and the last good checkpoint is as it was."""
     folder = shutil.copytree(stopped, tmp_path / "run")
     good = (folder / "checkpoint.pt").read_bytes()
-    for limit, file in ((500, "config.yaml"), (len(good) // 4, "checkpoint.pt")):
+    for limit, file in ((200, "environment.json"), (len(good) // 4, "checkpoint.pt")):
         room = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         failed = run(settings_file, folder, preexec_fn=room)
         assert failed.returncode == 2

@@ -57,7 +57,7 @@ def test_a_variant_differs_in_its_settings_alone(config):
             {"data.label_by": "cloud"},
             "variants.odd sets data.label_by, expected the scenes and labels of all other runs",
         ),
-        ({"data.test_groups": ["train"]}, "variants.odd sets data.test_groups, expected the scenes and labels"),
+        ({"data.test_groups": ["more"]}, "variants.odd sets data.test_groups, expected the scenes and labels"),
     ],
 )
 def test_a_variant_that_cannot_be_trained_stops_it_at_once(changes, cause, config, tmp_path):

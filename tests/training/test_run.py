@@ -79,17 +79,19 @@ def test_a_last_line_that_was_cut_short_is_forgotten(begun, config, rest):
 
 @pytest.mark.parametrize("spoilt", ["nonsense", "[]", "3", '{"stage": 0}', '{"stage": 0, "epoch": 2, "losses": 1}'])
 def test_a_spoilt_line_is_named(begun, config, spoilt):
-    """Nothing is written before the metrics are in order; without the line the run goes on."""
+    """Nothing is written before the metrics are in order, and they are not where the line is missing."""
     path = begun / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], spoilt, *lines[2:]]) + "\n")
     before = {p.name: p.read_bytes() for p in begun.iterdir()}
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not the line of an epoch; remove it to go on$"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: line 2 is not the line of an epoch; put a whole copy in its place"
+    ):
         Run(begun, config).start()
     assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
     path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
-    Run(begun, config).start()
-    assert places(begun) == [(0, 1), (0, 3), (1, 1)]
+    with pytest.raises(UserError, match=r"metrics\.jsonl: has 3 of the 4 epochs of checkpoint\.pt; put a whole copy"):
+        Run(begun, config).start()
 
 
 def test_a_start_clears_what_a_killed_process_was_writing(begun, config):
@@ -154,10 +156,12 @@ def test_settings_are_compared_again_where_the_folder_is_held(config, tmp_path):
 
 
 def test_settings_of_something_else_are_not_overwritten(config, tmp_path):
-    """A folder that holds another program's config.yaml keeps it."""
-    (tmp_path / "config.yaml").write_text("name: mine\n")
-    with pytest.raises(UserError, match=r"config\.yaml: not the settings of a run \(.*name"):
-        Run(tmp_path, config)
+    """A folder keeps a config.yaml that no run wrote: another program's, or settings that a user typed there."""
+    for text in ("name: mine\n", "# mine\ndata: {store: s, test_groups: [a]}\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: no run wrote it, it would be lost; choose another folder"):
+            Run(tmp_path, config)
+        assert (tmp_path / "config.yaml").read_text() == text
 
 
 def test_resume_needs_a_run(begun, config, tmp_path, capsys):
