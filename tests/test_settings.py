@@ -44,7 +44,7 @@ def test_a_name_may_stand_in_several_places(tmp_path):
 
 
 def test_a_folder_is_no_settings_file(tmp_path):
-    with pytest.raises(UserError, match="a folder, expected a YAML file of settings$"):
+    with pytest.raises(UserError, match="a folder, expected a YAML file of settings"):
         read_settings(tmp_path)
 
 
