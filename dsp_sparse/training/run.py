@@ -44,7 +44,8 @@ class Run:
 
     Raises:
         UserError: the folder holds a run of other settings, the message names the first difference (without `resume` a
-            run that has no checkpoint yet gives way); there is no run to resume; or a package is missing.
+            run that has no checkpoint yet gives way), or files that no run wrote and a start would replace; there is no
+            run to resume; or a package is missing.
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig, resume: bool = False):
@@ -57,21 +58,30 @@ class Run:
         self._events: Events | None = None
         if resume and not self._settings_file.is_file():
             raise UserError(f"{folder}: no run to go on with (it would hold config.yaml)")
-        self._begins_anew()
+        self._replaces()
         if config.tensorboard and not self._results.exists():
             require_tensorboard()
 
-    def _begins_anew(self) -> bool:
-        """Whether the folder is new, or its run has other settings and gives way. UserError: it does not."""
+    def _replaces(self) -> bool:
+        """Whether the folder has a run of other settings, which gives way to this one.
+
+        Raises:
+            UserError: it does not give way, or there are files that no run wrote and a start would replace.
+        """
         trained = self.checkpoint.exists() or self._results.exists()
+        found = [path for path in (self._settings_file, self._metrics, *self._measured()) if path.exists()]
+        if not trained and found and not self._environment.exists():
+            raise UserError(f"{found[0]}: no run wrote it, it would be lost; choose another folder")
         if not trained and not self._settings_file.exists():
-            return True
-        if not trained and not self._environment.exists():
-            raise UserError(f"{self._settings_file}: no run wrote it, it would be lost; choose another folder")
+            return False
         difference = _difference(_plain(load_config(self.folder)), self._settings)
         if difference and (trained or self._resume):
             raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
         return difference is not None
+
+    def _measured(self) -> list[Path]:
+        """What there may be of a training that was finished, and of what was measured on its weights."""
+        return [self.model, self.modules, *self.folder.glob("evaluation-*.json")]
 
     @property
     def results(self) -> dict | None:
@@ -109,19 +119,19 @@ class Run:
         if rank() > 0:
             return state
         place = (state.stage, state.epoch) if state else (0, 0)
-        kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place]
+        kept = [line for line in self.metrics() if (line["stage"], line["epoch"] - 1) < place] if state else []
         if len(kept) != (done := self._epochs_before(*place)):
             raise UserError(
                 f"{self._metrics}: has {len(kept)} of the {done} epochs of {self.checkpoint.name}; {REPLACE}"
             )
-        starts = [] if self._begins_anew() else read_environment(self._environment)
+        starts = [] if self._replaces() else read_environment(self._environment)
         for path in (self._settings_file, self._environment, self._metrics, self.checkpoint, self.model, self.modules):
             remove_leftovers(self.folder, path.name)
         remove_leftovers(self.folder, self._results.name)
         if state is None:
-            for path in (self.model, self.modules, *self.folder.glob("evaluation-*.json")):
+            for path in self._measured():
                 path.unlink(missing_ok=True)
-        write_json(self._environment, [*starts, environment(self._config)])  # first: it shows whose the settings are
+        write_json(self._environment, [*starts, environment(self._config)])  # first: it shows that a run wrote the rest
         with atomic_path(self._settings_file) as temporary:
             temporary.write_text(yaml.safe_dump(self._settings, sort_keys=False))
         with atomic_path(self._metrics) as temporary:

@@ -1,6 +1,7 @@
 """The run folder: whose it is, what a start keeps and forgets, and what is wrong with a spoilt file."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -48,9 +49,13 @@ def test_a_start_forgets_epochs_that_will_be_repeated(begun, config):
 
 
 def test_without_a_checkpoint_all_epochs_are_repeated(begun, config):
-    (begun / "checkpoint.pt").unlink()
-    assert Run(begun, config).start() is None
-    assert places(begun) == []
+    """Whatever the metrics are then."""
+    for more in ("", "nonsense\n" * 2):
+        (begun / "checkpoint.pt").unlink(missing_ok=True)
+        with (begun / "metrics.jsonl").open("a") as file:
+            file.write(more)
+        assert Run(begun, config).start() is None
+        assert places(begun) == []
 
 
 def test_what_was_measured_on_earlier_weights_goes_with_them(begun, config):
@@ -162,6 +167,38 @@ def test_settings_of_something_else_are_not_overwritten(config, tmp_path):
         with pytest.raises(UserError, match=r"config\.yaml: no run wrote it, it would be lost; choose another folder"):
             Run(tmp_path, config)
         assert (tmp_path / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["model.pt", "modules.pt", "metrics.jsonl", "evaluation-basic.json"])
+def test_files_of_something_else_are_not_overwritten(name, config, tmp_path):
+    """A model that was copied to where a training is to go, for one."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: no run wrote it, it would be lost; choose another folder"):
+        Run(tmp_path, config)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_start_that_was_killed_between_two_files_is_in_nobodys_way(writes, trained, begun, config, monkeypatch):
+    """Neither where the folder was new nor where there was a checkpoint; every start that was written is told."""
+    folder, replace_file, done = begun if trained else begun / "new", os.replace, []
+
+    def killed(*names):
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        replace_file(*names)
+        done.append(names)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dsp_sparse.files.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run(folder, config).start()
+    state = Run(folder, config).start()
+    assert (state is not None) == trained
+    assert places(folder) == ([(0, 1), (0, 2), (0, 3), (1, 1)] if trained else [])
+    assert len(read_environment(folder / "environment.json")) == trained + min(writes, 1) + 1
+    assert load_config(folder) == config
 
 
 def test_resume_needs_a_run(begun, config, tmp_path, capsys):
