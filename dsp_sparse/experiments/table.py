@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
     """Seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def progress(runs: Sequence[dict]) -> str:

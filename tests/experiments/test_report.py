@@ -130,7 +130,7 @@ def test_scores_stand_beside_the_papers(comparison):
     assert [row["paper cross"] for row in rows] == ["", "62.2"]
     assert [row["runs"] for row in rows] == ["3", "3"]
     assert [row["OA %"] for row in rows] == ["87.5 ± 0.0"] * 2
-    assert rows[0]["training"] == "5 min" and rows[0]["steps"] == "240"
+    assert rows[0]["training"] == "5.0 min" and rows[0]["steps"] == "240"
 
 
 def test_classes_stand_beside_the_papers(comparison):
