@@ -112,6 +112,19 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+_held: set[int] = set()
+
+
+def _release_in_child() -> None:
+    """A forked process, such as a worker of a loader, holds nothing: it may live on for a while after its parent."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Inside, this process alone holds a folder; the lock leaves no file and ends with the process, however that ends.
@@ -120,6 +133,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         UserError: another process holds it.
     """
     handle = os.open(folder, os.O_RDONLY)
+    _held.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,4 +141,6 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
             raise UserError(f"{folder}: another process is writing this folder; wait until it is done") from error
         yield
     finally:
-        os.close(handle)
+        if handle in _held:  # in a forked process it is closed
+            _held.remove(handle)
+            os.close(handle)

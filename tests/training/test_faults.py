@@ -237,13 +237,18 @@ def test_two_trainings_in_one_folder(settings_file, tmp_path):
     assert training.signal(signal.SIGTERM) == 143, training.screen.read_text()
 
 
-def test_a_lock_ends_with_its_process(tmp_path):
-    """A process that was killed while it held a folder blocks nobody; one that lives does."""
+@pytest.mark.parametrize("fork", ["", "if os.fork() == 0: sys.exit(sys.stdin.read())\n"], ids=["alone", "forked"])
+def test_a_lock_ends_with_its_process(fork, tmp_path):
+    """A process that was killed while it held a folder blocks nobody, and neither do workers that outlive it; one that
+    lives does."""
     hold = (
-        "import sys, time; from dsp_sparse.files import locked\n"
-        "with locked(sys.argv[1]): print(flush=True); time.sleep(60)"
+        "import os, sys, time; from dsp_sparse.files import locked\n"
+        "held = locked(sys.argv[1]); held.__enter__()\n"
+        f"{fork}"
+        "print(flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+    program = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:  # its end ends a fork, too
         holder.stdout.readline()
         with pytest.raises(ValueError, match="another process is writing"), locked(tmp_path):
             pass
