@@ -18,6 +18,8 @@ from ..distributed import pick_device, world
 from ..errors import UserError
 
 SOURCE = Path(__file__).resolve().parents[2]
+# Without the file a run that has no checkpoint yet would be taken for another program's.
+REPLACE = "put a whole copy in its place, or write [] into it if a run wrote it"
 
 
 def environment(config: TrainConfig) -> dict[str, str | int | None]:
@@ -60,9 +62,9 @@ def read_environment(path: Path) -> list[dict]:
     try:
         starts = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as the environments of a run ({error}); delete it to go on") from None
+        raise UserError(f"{path}: not readable as the environments of a run ({error}); {REPLACE}") from None
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-        raise UserError(f"{path}: expected a list of the environments of a run; delete it to go on")
+        raise UserError(f"{path}: expected a list of the environments of a run; {REPLACE}")
     return starts
 
 
