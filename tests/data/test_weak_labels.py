@@ -199,7 +199,7 @@ def test_full_supervision_is_all_labels(store):
         ({"by": "scene"}, "by must be one of class, cloud, got scene"),
         ({"points": 0}, "points must be at least 1 or null, got 0"),
         ({"points": 3, "mask": "masks"}, "mask must be null where points are given, got masks"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, r"seed must be 0 to 2\^63 - 1, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, cause):
