@@ -319,6 +319,16 @@ class TrainConfig:
         )
 
 
+# Settings of a training that a comparison sets itself, and the list that says to what.
+LISTED = {
+    "backbone": "backbones",
+    "method": "methods",
+    "seed": "seeds",
+    "data.label_rate": "label_rates",
+    "data.label_seed": "seeds",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A method with other settings, compared beside the methods.
@@ -336,7 +346,7 @@ class Variant:
     def __post_init__(self):
         plain = re.fullmatch(r"[\w.+-]+", self.name) is not None and self.name not in get_args(Method)
         _require(self, name=(plain, "letters, digits and _ . + - and no method's name"))
-        own = {"backbone", "method", "seed", "data.label_rate", "data.label_seed"} & set(self.settings)
+        own = LISTED.keys() & self.settings
         if own:
             raise UserError(f"{self.name} sets {min(own)}, which a comparison sets itself")
 
@@ -373,16 +383,6 @@ class PaperScore:
     def scored(self) -> tuple[str, str, float, str]:
         """What it is the score of: backbone, method, label rate, branch."""
         return self.backbone, self.method, self.label_rate, self.branch
-
-
-# Settings of what all runs share that have no effect: place, name, and the list that says it.
-LISTED = (
-    ("train.", "backbone", "backbones"),
-    ("train.", "method", "methods"),
-    ("train.", "seed", "seeds"),
-    ("train.data.", "label_rate", "label_rates"),
-    ("train.data.", "label_seed", "seeds"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,11 +438,10 @@ class CompareConfig:
         )
         _require_distinct("variants", [variant.name for variant in self.variants])
         data = self.train.data
-        places = {"train.": (self.train, TrainConfig), "train.data.": (data, DataConfig)}
-        for place, name, own in LISTED:
-            section, kind = places[place]
-            if getattr(section, name) != getattr(kind, name):  # another value than the default
-                raise UserError(f"{place}{name} has no effect, {own} says it; got {getattr(section, name)}")
+        for name, own in LISTED.items():
+            section, key = (data, name.removeprefix("data.")) if name.startswith("data.") else (self.train, name)
+            if getattr(section, key) != getattr(type(section), key):  # another value than the default
+                raise UserError(f"train.{name} has no effect, {own} says it; got {getattr(section, key)}")
         if bool(self.label_rates) == (data.label_points is not None or data.label_mask is not None):
             raise UserError(
                 f"label_rates must list at least one value, or none where train.data.label_points or label_mask is "

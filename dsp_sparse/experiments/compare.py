@@ -19,7 +19,7 @@ from ..distributed import pick_device
 from ..errors import UserError
 from ..files import atomic_path, locked, write_json
 from ..training.loop import first_network, open_sources, train
-from ..training.run import Run
+from ..training.run import Run, plain
 from ..training.scores import read_scores
 from .evaluation import evaluate_run, evaluation_file
 from .figures import plot_comparison
@@ -72,8 +72,7 @@ def known_outcomes(config: CompareConfig, plan: list[Cell], out: Path) -> dict[C
             the folder has results of something else.
     """
     require_machine(config)
-    require_own(out / "results.json")
-    failed = earlier_errors(config, plan, out)
+    failed = earlier_errors(config, plan, out / "results.json")
     outcomes = {}
     for cell in tqdm(plan, desc="checking", unit="run", delay=2, leave=False):
         settings = cell_config(config, cell)
@@ -111,24 +110,24 @@ def require_classes(config: CompareConfig, store: SceneStore) -> None:
                 )
 
 
-def require_own(file: Path) -> None:
-    """Raise a UserError if a file of results is there that a comparison did not write: it would be lost."""
+def earlier_errors(config: CompareConfig, plan: list[Cell], file: Path) -> dict[Cell, dict]:
+    """What the last report on these settings says of failures, run by run: it is told until it is tried again.
+
+    Raises:
+        UserError: the file of results is one that a comparison did not write: it would be lost.
+    """
+    nothing = {cell: {} for cell in plan}
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):  # none, or a spoiled one
-        return
-    if not (isinstance(content, dict) and "runs" in content):
+        report = json.loads(file.read_text())
+    except (OSError, ValueError):  # none yet, or a spoiled one
+        return nothing
+    if not (isinstance(report, dict) and "runs" in report):
         raise UserError(f"{file}: not the results of a comparison; choose another folder")
-
-
-def earlier_errors(config: CompareConfig, plan: list[Cell], out: Path) -> dict[Cell, dict]:
-    """What the last report on these settings says of failures, run by run: it is told until it is tried again."""
     try:
-        report = json.loads((out / "results.json").read_text())
-        runs = report["runs"] if report["config"]["train"] == json.loads(json.dumps(asdict(config.train))) else []
+        runs = report["runs"] if report["config"]["train"] == plain(config.train) else []
         return {cell: errors_of(next(filter(cell.describes, runs), {})) for cell in plan}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or a spoiled one
-        return {cell: {} for cell in plan}
+    except (KeyError, TypeError, AttributeError):  # spoiled within
+        return nothing
 
 
 def errors_of(outcome: dict) -> dict:

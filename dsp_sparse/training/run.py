@@ -54,7 +54,7 @@ class Run:
         self._settings_file, self._metrics = self.folder / "config.yaml", self.folder / "metrics.jsonl"
         self.checkpoint, self._results = self.folder / "checkpoint.pt", self.folder / "results.json"
         self._environment = self.folder / "environment.json"
-        self._config, self._settings, self._resume = config, _plain(config), resume
+        self._config, self._settings, self._resume = config, plain(config), resume
         self._events: Events | None = None
         if resume and not self._settings_file.is_file():
             raise UserError(f"{folder}: no run to go on with (it would hold config.yaml)")
@@ -74,7 +74,7 @@ class Run:
             raise UserError(f"{found[0]}: no run wrote it, it would be lost; choose another folder")
         if not trained and not self._settings_file.exists():
             return False
-        difference = _difference(_plain(load_config(self.folder)), self._settings)
+        difference = _difference(plain(load_config(self.folder)), self._settings)
         if difference and (trained or self._resume):
             raise UserError(f"{self._settings_file}: the run has {difference}; choose another folder")
         return difference is not None
@@ -193,7 +193,7 @@ def load_config(folder: str | Path) -> TrainConfig:
         raise UserError(f"{path}: not the settings of a run ({error})") from None
 
 
-def _plain(config: TrainConfig) -> dict:
+def plain(config: TrainConfig) -> dict:
     """The settings as a YAML file holds them: tuples are lists."""
     return json.loads(json.dumps(asdict(config)))
 
