@@ -16,8 +16,9 @@ def write_tensors(path: Path, value: Any) -> None:
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            # torch tells where in its own file it was when a write failed; why, it only has as the context.
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            # torch tells where in its own file it was when a write was broken off; by what, it only has as the context:
+            # a full disk, or the end of a loader's worker, which torch tells in the midst of whatever is done then.
+            raise error.__context__ or error from None
 
 
 def read_tensors(path: Path, what: str = "file of weights") -> Any:
